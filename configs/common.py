@@ -1,0 +1,137 @@
+"""What the configs share: arguments, data sets, and what a run on a set without a paper's schedule looks like.
+
+No paper's numbers stand here; they are in the config that bears the paper's name.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+DATASETS = ("cityscapes", "camvid", "streets")
+
+
+def parse(argument: str | None, **choices: tuple[str, ...]) -> dict[str, str]:
+    """Reads "dabnet,camvid,smoke" into one word per choice; the first of each choice is its default.
+
+    Raises:
+        ValueError: a word that no choice has, or two of one choice.
+    """
+    picked = {}
+    for word in filter(None, (argument or "").split(",")):
+        name = next((n for n, words in choices.items() if word in words), None)
+        if name is None:
+            allowed = "; ".join(f"{n}: {' | '.join(w)}" for n, w in choices.items())
+            raise ValueError(f"unknown argument '{word}'; choose from {allowed}")
+        if name in picked:
+            raise ValueError(f"both '{picked[name]}' and '{word}' given for {name}; choose one")
+        picked[name] = word
+    return {n: picked.get(n, words[0]) for n, words in choices.items()}
+
+
+def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
+    """Every key that the code reads, with neutral values; a config sets those that its paper speaks of."""
+    config = ml_collections.ConfigDict()
+    config.seed = 1234
+    config.dtype = "float32"  # of the computation; "bfloat16" on a GPU or TPU
+    config.batch_size = 8  # over all devices together
+    config.num_epochs = 1
+    config.num_steps = 0  # if not 0, counts instead of num_epochs
+    config.ema_decay = 0.0  # of averaged weights, which evaluation then uses; 0 = none
+    config.log_every = 20  # steps
+    config.checkpoint_every = 1000  # steps, besides every evaluation
+
+    config.model = ml_collections.ConfigDict({"name": model, "options": options})
+    config.loss = ml_collections.ConfigDict(
+        {
+            "kind": "cross_entropy",
+            "class_weights": config_dict.placeholder(tuple),
+            "threshold": 0.7,
+            "min_kept": 1 / 16,
+        }
+    )
+
+    config.input = ml_collections.ConfigDict()
+    config.input.dataset = dataset
+    config.input.root = f"data/{dataset}"
+    config.input.mode = "streaming"  # or "resident": decoded once, kept on the device
+    config.input.train_split = "train"
+    config.input.eval_split = "val"
+    config.input.size = config_dict.placeholder(tuple)  # (h, w) instead of the files' own
+    config.input.num_train = config_dict.placeholder(int)  # None = all that there are
+    config.input.num_eval = config_dict.placeholder(int)
+
+    config.augment = ml_collections.ConfigDict()
+    config.augment.crop = (512, 1024)  # (h, w)
+    config.augment.crop_schedule = ()  # ((until this fraction of the run, (h, w)), ...)
+    config.augment.scales = (1.0,)
+    config.augment.scale_range = config_dict.placeholder(tuple)  # (low, high) instead of the set
+    config.augment.flip = 0.5
+    config.augment.jitter = (0.0, 0.0, 0.0)  # brightness, contrast, saturation
+    config.augment.mean = (0.0, 0.0, 0.0)  # RGB, in [0, 255]
+    config.augment.std = (1.0, 1.0, 1.0)
+
+    config.optim = ml_collections.ConfigDict()
+    config.optim.lr = 1e-3
+    config.optim.schedule = ml_collections.ConfigDict(
+        {"kind": "poly", "per": "step", "power": 0.9, "warmup_steps": 0, "warmup_start": 0.0}
+    )
+    config.optim.method = ml_collections.ConfigDict(
+        {
+            "name": "adam",
+            "betas": (0.9, 0.999),
+            "eps": 1e-8,
+            "momentum": 0.9,
+            "weight_decay": 0.0,
+            "groups": (),  # ((regex, lr factor, decay factor), ...)
+        }
+    )
+
+    config.init_from = ml_collections.ConfigDict(
+        {
+            "required": False,
+            "workdir": "",  # of another run, whose weights this one begins with
+            "checkpoint": "best",
+            "modules": ("backbone", "classifier"),
+        }
+    )
+    config.eval = ml_collections.ConfigDict(
+        {"every_epochs": 1, "every_steps": 0, "batch_size": 1, "overlays": 4}
+    )
+    return config
+
+
+def streets(config: ml_collections.ConfigDict) -> None:
+    """A short run on rendered streets: needs no data and ends within minutes on two CPU cores."""
+    config.input.mode = "resident"
+    config.input.size = (256, 512)
+    config.input.num_train = 240
+    config.input.num_eval = 40
+    config.num_steps = 360
+    config.batch_size = 8
+    config.ema_decay = 0.98
+    config.augment.crop = (128, 256)
+    config.augment.scales = (0.5, 0.75, 1.0)
+    config.augment.scale_range = None
+    config.augment.mean = (105.0, 105.0, 105.0)
+    config.augment.std = (60.0, 60.0, 60.0)
+    config.loss.kind = "cross_entropy"
+    config.loss.class_weights = None
+    config.optim.lr = 4e-3
+    config.optim.schedule.update({"kind": "poly", "per": "step", "warmup_steps": 30})
+    config.optim.method.update({"name": "adam", "weight_decay": 1e-4})
+    config.eval.update({"every_steps": 120, "batch_size": 8})
+
+
+def smoke(config: ml_collections.ConfigDict) -> None:
+    """Two steps on rendered frames of 64x128, whatever the data set was: does everything run?"""
+    streets(config)
+    config.input.dataset = "streets"
+    config.input.size = (64, 128)
+    config.input.num_train = 8
+    config.input.num_eval = 3
+    config.num_steps = 2
+    config.batch_size = 4
+    config.log_every = 1
+    config.augment.crop = (32, 64)
+    config.augment.crop_schedule = ()
+    config.init_from.required = False
+    config.eval.update({"every_steps": 2, "batch_size": 4, "overlays": 1})

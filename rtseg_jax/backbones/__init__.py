@@ -1,0 +1,1 @@
+"""Trunks that return their features keyed by output stride."""

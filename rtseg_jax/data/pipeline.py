@@ -1,0 +1,433 @@
+"""How examples reach the device: a resident set or a stream, the same bytes in the same order.
+
+The order is a pure function of (seed, step), so resuming is counting and bit-exact. Training drops the last partial
+batch of an epoch, as the papers' code does; evaluation drops nothing.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import functools
+import os
+import types
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
+from jaxtyping import Array, Bool, Int, Int32, Int64, UInt8
+
+from rtseg_jax.data.spec import IGNORE, DataError, Dataset
+
+Images = UInt8[np.ndarray, "b h w 3"]
+Labels = UInt8[np.ndarray, "b h w"]
+Indices = Int32[np.ndarray, " b"]
+Arrays = Mapping[str, tuple[Array, ...]]
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> Int64[np.ndarray, " {n}"]:
+    """The order of `n` examples in an epoch, a pure function of (seed, epoch).
+
+    Built on the raw bits of Philox: numpy keeps those for ever, but not its `permutation`.
+
+    Raises:
+        ValueError: a negative seed.
+    """
+    if seed < 0:
+        raise ValueError(f"seed {seed} is negative; use 0 or more")
+    bits = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(n)
+    return np.argsort(bits, kind="stable").astype(np.int64)
+
+
+_recent_order = functools.lru_cache(maxsize=4)(epoch_order)
+
+
+def _local_slice(batch_size: int, process_index: int, process_count: int) -> slice:
+    """The part of a global batch that one process loads."""
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size {batch_size} cannot be divided among {process_count} processes; "
+            f"use a multiple of {process_count}"
+        )
+    local = batch_size // process_count
+    return slice(process_index * local, (process_index + 1) * local)
+
+
+def batch_indices(
+    seed: int,
+    step: int,
+    n: int,
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Indices:
+    """Which of `n` examples make up the batch of a training step.
+
+    Args:
+        seed: Of the order.
+        step: Counted from 0 over all epochs; an epoch has n // batch_size steps.
+        n: Number of examples.
+        batch_size: Global batch size.
+        process_index: This process; processes take contiguous parts of the global batch.
+        process_count: Number of processes.
+
+    Raises:
+        ValueError: the set is smaller than a batch, or the processes cannot share it evenly.
+    """
+    part = _local_slice(batch_size, process_index, process_count)
+    if n < batch_size:
+        raise ValueError(
+            f"{n} images do not fill a batch of {batch_size}; use a batch_size of 1-{n}"
+            if n
+            else "the dataset has no images; training needs at least one batch of them"
+        )
+    epoch, k = divmod(step, n // batch_size)
+    order = _recent_order(seed, epoch, n)
+    return order[k * batch_size : (k + 1) * batch_size][part].astype(np.int32)
+
+
+def _workers(num_workers: int | None) -> int:
+    return (os.cpu_count() or 1) if num_workers is None else num_workers
+
+
+def _load_in_order(
+    dataset: Dataset, indices: Iterable[int], num_workers: int | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Loads examples in threads, a bounded number ahead of the consumer."""
+    workers = _workers(num_workers)
+    executor = concurrent.futures.ThreadPoolExecutor(workers, "rtseg-load")
+    pending: collections.deque[concurrent.futures.Future] = collections.deque()
+    try:
+        for i in indices:
+            pending.append(executor.submit(dataset.load, i))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _where(dataset: Dataset, i: int) -> str:
+    return f"{dataset.table.name} {dataset.split} image {dataset.name(i)}"
+
+
+def _check_size(
+    dataset: Dataset, i: int, size: tuple[int, int], expected: tuple[int, int], do: str
+) -> None:
+    if size != expected:
+        raise DataError(
+            f"{_where(dataset, i)} is {size[0]}x{size[1]} pixels (h x w), "
+            f"those before it {expected[0]}x{expected[1]}; {do}, "
+            "or give the dataset a size=(h, w) that all are resized to"
+        )
+
+
+class Resident:
+    """A dataset held on the device(s) as bytes; a batch is a gather inside jit.
+
+    Attributes:
+        arrays: The pytree to pass to the jitted step, for `gather`.
+        num_bytes: What it takes on a device that holds all of it.
+    """
+
+    arrays: Arrays
+    num_bytes: int
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        sharding: Sharding | None = None,
+        *,
+        progress: Callable[[int, int], Any] | None = None,
+        chunk_elements: int = 2**31 - 1,
+        num_workers: int | None = None,
+    ) -> None:
+        """Loads every example once.
+
+        Args:
+            dataset: All its examples must have one size.
+            sharding: Of the arrays [n,h,w,...]: replicated, or split along n (padded to divide).
+                None replicates over all devices.
+            progress: Called with (examples loaded, all) after each one.
+            chunk_elements: No array gets more elements; indices into larger ones overflow 32 bits.
+            num_workers: Loading threads; None for as many as there are CPU cores.
+
+        Raises:
+            DataError: a file is not what it should be, or differs in size; the message names it.
+            ValueError: the dataset is empty.
+        """
+        n = len(dataset)
+        if not n:
+            raise ValueError(f"{dataset.table.name} {dataset.split} has no images to load")
+        if sharding is None:
+            devices = jax.devices()
+            mesh = jax.make_mesh(
+                (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
+            )
+            sharding = NamedSharding(mesh, PartitionSpec())
+        parts = 1 if sharding.is_fully_replicated else sharding.num_devices
+        images: list[Array] = []
+        labels: list[Array] = []
+        examples = enumerate(_load_in_order(dataset, range(n), num_workers))
+        rows, size, start = 0, (0, 0), 0
+        for i, (image, label) in examples:
+            if i == 0:
+                size = label.shape
+                rows = chunk_elements // image.size // parts * parts
+                if not rows:
+                    raise ValueError(
+                        f"{_where(dataset, 0)} has {image.size} values, more than fit "
+                        f"{parts} times into an array of {chunk_elements}; use input.mode=streaming"
+                    )
+            _check_size(dataset, i, label.shape, size, "use input.mode=streaming with batch_size=1")
+            if i == start:
+                # Fresh memory for each chunk: a CPU device keeps what it is given instead of copying.
+                count = -(-min(rows, n - start) // parts) * parts
+                chunk = np.zeros((count, *size, 3), np.uint8), np.zeros((count, *size), np.uint8)
+            chunk[0][i - start], chunk[1][i - start] = image, label
+            if i + 1 == min(start + rows, n):
+                images.append(_place(chunk[0], sharding))
+                labels.append(_place(chunk[1], sharding))
+                start = i + 1
+            if progress is not None:
+                progress(i + 1, n)
+        self.arrays = {"images": tuple(images), "labels": tuple(labels)}
+        self.num_bytes = sum(x.nbytes for x in (*images, *labels))
+
+
+def _place(host: np.ndarray, sharding: Sharding) -> Array:
+    """A host array on devices, of other processes too: each one fills those it owns."""
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def gather(
+    arrays: Arrays, indices: Int[Array, " b"]
+) -> tuple[UInt8[Array, "b h w 3"], UInt8[Array, "b h w"]]:
+    """The batch with these indices out of `Resident.arrays`; to be traced inside jit.
+
+    Args:
+        arrays: Chunks of equal length, the last one as long or shorter.
+        indices: In [0, n); others give the nearest example's bytes.
+    """
+
+    def take(chunks: tuple[Array, ...]) -> Array:
+        rows = chunks[0].shape[0]
+        batch = jnp.take(chunks[0], indices, axis=0, mode="clip")
+        for k, chunk in enumerate(chunks[1:], 1):
+            here = jnp.take(chunk, indices - k * rows, axis=0, mode="clip")
+            mine = (indices >= k * rows).reshape(-1, *(1,) * (batch.ndim - 1))
+            batch = jnp.where(mine, here, batch)
+        return batch
+
+    return take(arrays["images"]), take(arrays["labels"])
+
+
+def _tensorflow() -> types.ModuleType:
+    """Tensorflow, quiet and off the GPU, which is jax's."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault(
+        "TF_ENABLE_ONEDNN_OPTS", "0"
+    )  # it prints a line, and nothing here convolves
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise ImportError(
+            f"input.mode=streaming needs tensorflow ({error}); "
+            "pip install tensorflow-cpu, or use input.mode=resident"
+        ) from error
+    if tf.config.get_visible_devices("GPU"):
+        tf.config.set_visible_devices([], "GPU")
+    return tf
+
+
+class Streaming:
+    """Batches of a training run through tf.data: decoded in parallel, in order, ahead of the device.
+
+    Iterates over (images uint8 [b,h,w,3], labels uint8 [b,h,w], indices int32 [b]), numpy, read-only. Leaving it open
+    at the end of the program is fine, `close` and `with` end it earlier.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        seed: int,
+        batch_size: int,
+        start_step: int,
+        num_steps: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        num_workers: int | None = None,
+    ) -> None:
+        """Opens the stream.
+
+        Args:
+            dataset: The examples; those of one batch must have one size.
+            seed: Of the order, as in `batch_indices`.
+            batch_size: Global batch size; the batches hold this process' part of it.
+            start_step: The step of the first batch.
+            num_steps: How many batches follow.
+            process_index: This process.
+            process_count: Number of processes.
+            num_workers: Examples decoded at a time; None for as many as there are CPU cores.
+
+        Raises:
+            ImportError: tensorflow is not installed.
+            ValueError: as `batch_indices`.
+        """
+        self._dataset = dataset
+        self._step, self._stop = start_step, start_step + num_steps
+        n = len(dataset)
+
+        def indices_of(step: np.integer | int) -> np.ndarray:
+            return batch_indices(
+                seed,
+                int(step),
+                n,
+                batch_size,
+                process_index=process_index,
+                process_count=process_count,
+            )
+
+        self._indices = indices_of
+        local = indices_of(start_step).size  # what cannot be batched fails here, not in a thread
+        tf = _tensorflow()
+        sizes: dict[int, tuple[int, int]] = {}
+        errors: dict[int, Exception] = {}
+        self._sizes, self._errors = sizes, errors
+
+        # Closures over these, not over self: tensorflow keeps its functions, and self has to be collected.
+        def load(i: np.integer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            try:
+                image, label = dataset.load(int(i))
+            except Exception as error:
+                errors[int(i)] = error  # tensorflow would make a page of text of it
+                raise
+            sizes[int(i)] = label.shape
+            return image, label, i
+
+        stream = (
+            tf.data.Dataset.range(self._step, self._stop)
+            .map(lambda step: tf.numpy_function(indices_of, [step], tf.int32))
+            .unbatch()
+            .map(
+                lambda i: tf.numpy_function(load, [i], (tf.uint8, tf.uint8, tf.int32)),
+                num_parallel_calls=_workers(num_workers),
+                deterministic=True,
+            )
+            .batch(local)
+            .prefetch(2)
+        )
+        self._open = {"iterator": stream.as_numpy_iterator()}
+        # Also at exit: an interpreter that ends while tensorflow calls into it hangs.
+        self.close = weakref.finalize(self, self._open.clear)
+
+    def __iter__(self) -> Self:
+        """Itself: a stream is read once."""
+        return self
+
+    def __next__(self) -> tuple[Images, Labels, Indices]:
+        """The next step's batch.
+
+        Raises:
+            DataError: a file of this batch is not what it should be, as `Dataset.load` raised it, or its
+                sizes differ; the stream is closed then.
+        """
+        if self._step >= self._stop or "iterator" not in self._open:
+            self.close()
+            raise StopIteration
+        try:
+            batch = next(self._open["iterator"])
+        except Exception as error:
+            # Without its frames, which would keep the iterator alive after `close`.
+            failure = error.with_traceback(None)
+        else:
+            self._step += 1
+            return batch
+        self.close()
+        raise self._explain() or failure
+
+    def _explain(self) -> Exception | None:
+        """What went wrong in the current batch: the first example's own error, or sizes that differ."""
+        indices = [int(i) for i in self._indices(self._step)]
+        for i in indices:
+            if i in self._errors:
+                return self._errors[i]
+        sizes = [self._sizes[i] for i in indices if i in self._sizes]
+        if len(sizes) < len(indices):
+            return None
+        try:
+            for i, size in zip(indices, sizes, strict=True):
+                _check_size(self._dataset, i, size, sizes[0], "use batch_size=1")
+        except DataError as error:
+            return error
+        return None
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Closes the stream."""
+        self.close()
+
+
+def eval_batches(
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int | None = None,
+) -> Iterator[tuple[Images, Labels, Bool[np.ndarray, " b"], Indices]]:
+    """Every example once and in order, decoded ahead of the device, without tensorflow.
+
+    Args:
+        dataset: The examples; those of one batch must have one size.
+        batch_size: Global batch size.
+        process_index: This process; processes take contiguous parts of each global batch.
+        process_count: Number of processes; all of them get equally many batches.
+        num_workers: Loading threads; None for as many as there are CPU cores.
+
+    Returns:
+        An iterator over (images, labels, mask, indices). Where mask is False the example is padding: image 0,
+        label 255, index -1.
+
+    Raises:
+        DataError: a file is not what it should be, or differs in size from its batch (while iterating).
+        ValueError: the processes cannot share the batch evenly.
+    """
+    part = _local_slice(batch_size, process_index, process_count)
+    return _eval_batches(dataset, batch_size, part, num_workers)
+
+
+def _eval_batches(
+    dataset: Dataset, batch_size: int, part: slice, num_workers: int | None
+) -> Iterator[tuple[Images, Labels, Bool[np.ndarray, " b"], Indices]]:
+    n = len(dataset)
+    batches = [
+        np.arange(start, start + batch_size, dtype=np.int32)[part]
+        for start in range(0, n, batch_size)
+    ]
+    real = [int(i) for batch in batches for i in batch[batch < n]]
+    examples = _load_in_order(dataset, real, num_workers)
+    size = dataset.size
+    with contextlib.closing(examples):
+        for batch in batches:
+            mask = batch < n
+            loaded = [next(examples) for _ in range(mask.sum())]
+            if loaded:
+                size = loaded[0][1].shape
+            elif size is None:  # padding alone, in a process that has had no example yet
+                size = dataset.load(0)[1].shape
+            images = np.zeros((len(batch), *size, 3), np.uint8)
+            labels = np.full((len(batch), *size), IGNORE, np.uint8)
+            for row, (image, label) in enumerate(loaded):
+                _check_size(dataset, int(batch[row]), label.shape, size, "use batch_size=1")
+                images[row], labels[row] = image, label
+            yield images, labels, mask, np.where(mask, batch, np.int32(-1))

@@ -1,0 +1,106 @@
+"""What a run tells: metrics.jsonl, TensorBoard events, the progress bar."""
+
+import contextlib
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+
+class Writers:
+    """metrics.jsonl and TensorBoard.
+
+    Both hold only what a step determines (no times), so that a resumed run writes what an undisturbed one would.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start: int):
+        """Opens both to go on after step `start`: what a killed run logged later is dropped, and logged again."""
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            whole = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
+            path.write_text("".join(x for x in whole if json.loads(x)["step"] <= start))
+        self._file = path.open("a")
+        try:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(workdir), purge_step=start + 1)
+        except ImportError:
+            print("no TensorBoard events: tensorboardX is not installed")
+            self._board = None
+
+    def scalars(self, step: int, **values: float) -> None:
+        """Logs the figures of a step."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Logs a picture, uint8 [h, w, 3], to TensorBoard."""
+        if self._board:
+            self._board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes both."""
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+class Progress:
+    """A bar on a terminal, lines elsewhere: loss, images per second, share of time spent on input, time left."""
+
+    def __init__(self, batch_size: int, start: int, total: int):
+        """`start` of `total` steps are done; a step takes `batch_size` images."""
+        self._batch_size, self._total, self._shown = batch_size, total, start
+        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=None)
+        self._since, self._waited, self._paused = time.perf_counter(), 0.0, 0.0
+
+    def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Passes batches on and adds up how long each one took to come."""
+        batches = iter(batches)
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - began
+            yield batch
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in here (an evaluation) does not count."""
+        began = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - began
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self._bar.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def show(self, done: int, **facts: str) -> None:
+        """Tells of the steps since the last call."""
+        now = time.perf_counter()
+        steps, seconds = done - self._shown, max(now - self._since - self._paused, 1e-9)
+        facts["images/s"] = f"{steps * self._batch_size / seconds:.1f}"
+        facts["data wait"] = f"{min(self._waited / seconds, 1.0):.0%}"
+        text = ", ".join(f"{name} {value}" for name, value in facts.items())
+        if self._bar.disable:
+            left = tqdm.format_interval((self._total - done) * seconds / max(steps, 1))
+            print(f"step {done}/{self._total}: {text}, {left} left", flush=True)
+        else:
+            self._bar.update(done - self._bar.n)
+            self._bar.set_postfix_str(text)
+        self._shown, self._since, self._waited, self._paused = done, now, 0.0, 0.0
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()

@@ -1,0 +1,65 @@
+"""The named networks: one literal table, name -> class, options, loss."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from rtseg_jax.models import eacnet
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A network that a paper's table names: its class, the options that make it, and its paper's loss."""
+
+    cls: type[nn.Module]
+    options: Mapping[str, Any]
+    loss: Callable
+
+
+VARIANTS = {
+    "erfnet": Variant(eacnet.ERFNet, {}, eacnet.loss),
+    "erfnet_encoder": Variant(
+        eacnet.EACNet, {"backbone": "erfnet", "attention": "none"}, eacnet.loss
+    ),
+    "eacnet_erfnet": Variant(eacnet.EACNet, {"backbone": "erfnet"}, eacnet.loss),
+    "eacnet_erfnet_nonlocal": Variant(
+        eacnet.EACNet, {"backbone": "erfnet", "attention": "non_local"}, eacnet.loss
+    ),
+    "dabnet": Variant(eacnet.EACNet, {"backbone": "dabnet", "attention": "none"}, eacnet.loss),
+    "eacnet_dabnet": Variant(eacnet.EACNet, {"backbone": "dabnet"}, eacnet.loss),
+    "eacnet_dabnet_nonlocal": Variant(
+        eacnet.EACNet, {"backbone": "dabnet", "attention": "non_local"}, eacnet.loss
+    ),
+}
+
+
+def get(variant: str) -> Variant:
+    """Looks a variant up by name.
+
+    Raises:
+        ValueError: unknown name; the message lists the names that exist.
+    """
+    if variant not in VARIANTS:
+        near = difflib.get_close_matches(variant, VARIANTS, n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        raise ValueError(f"unknown model '{variant}'{hint}; choose one of {', '.join(VARIANTS)}")
+    return VARIANTS[variant]
+
+
+def create(variant: str, *, num_classes: int, **options: Any) -> nn.Module:
+    """Builds a named variant; options override the variant's own (attention=, dtype=, ...).
+
+    Raises:
+        ValueError: unknown variant, or an option that the network does not have.
+    """
+    entry = get(variant)
+    fields = [f.name for f in dataclasses.fields(entry.cls) if f.name not in ("parent", "name")]
+    for key in options:
+        if key not in fields:
+            raise ValueError(
+                f"{variant} has no option '{key}'; it has {', '.join(sorted(fields))}"
+            )
+    return entry.cls(num_classes=num_classes, **{**entry.options, **options})

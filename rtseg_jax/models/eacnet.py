@@ -1,0 +1,186 @@
+"""EACNet (Zha et al., "Efficient Attention Calibration Network for Real-Time Semantic Segmentation", ACML 2020).
+
+The coarse score map of a fast backbone (one channel per class, output stride 8) goes through an attention module
+and is upsampled; no decoder is left. This file holds the network on both backbones, the two baselines (ERFNet and
+DABNet), and the loss.
+
+Readings (where the paper is silent or misprinted, and what its tables and its authors' code settle):
+  * Down in Eq. 8 is a 2x2 max pool with stride 2, floor mode: it has no parameters and no counted operations,
+    as the FLOPs of Tables 1 and 3 ask for.
+  * query, key and value are 1x1 convolutions C -> C with bias: +1,141 parameters at 19 classes (Tables 1 and 3).
+  * Eq. 9 puts f inside the softmax; Eq. 7 and the code agree on softmax(h g) f, which is what stands here.
+  * no 1/sqrt(C) scaling, no output projection; alpha starts at 0, so stage 2 starts as stage 1 ended.
+  * the logits are upsampled bilinearly with half-pixel centres (align_corners off).
+  * OHEM: probability threshold 0.7, at least 1/16 of the pixels kept.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from rtseg_jax import losses
+from rtseg_jax.backbones.dabnet import DABNetBackbone
+from rtseg_jax.backbones.erfnet import ERFNetEncoder, NonBottleneck1D, UpsamplerBlock
+from rtseg_jax.nn.attention import dot_product_attention
+from rtseg_jax.nn.conv import Conv, ConvTranspose
+from rtseg_jax.nn.pool import max_pool
+
+ATTENTIONS = ("self_calibration", "non_local", "none")
+
+
+class SelfCalibrationAttention(nn.Module):
+    """Self-Calibration Attention, SCA (Eqs. 8 and 9, Fig. 2b).
+
+    Every pixel of the coarse scores attends to the 2x2-pooled scores: Y = alpha softmax(Q K') V + X.
+
+    Attributes:
+        downsample: False gives the non-local module of Eqs. 5-7 on the score map ("EACNet-erf-nl" in Table 1).
+    """
+
+    downsample: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, scores: Float[Array, "b h w k"]) -> Float[Array, "b h w k"]:
+        b, h, w, k = scores.shape
+        coarse = max_pool(scores, (2, 2), (2, 2)) if self.downsample else scores
+        query = Conv(k, (1, 1), dtype=self.dtype, name="query")(scores).reshape(b, h * w, k)
+        key = Conv(k, (1, 1), dtype=self.dtype, name="key")(coarse).reshape(b, -1, k)
+        value = Conv(k, (1, 1), dtype=self.dtype, name="value")(coarse).reshape(b, -1, k)
+        alpha = self.param("alpha", nn.initializers.zeros, ())
+        context = dot_product_attention(query, key, value).reshape(b, h, w, k)
+        return scores + alpha.astype(scores.dtype) * context
+
+
+class EACNet(nn.Module):
+    """EACNet (Fig. 1a); with attention "none" it is DABNet, or ERFNet's encoder with a classifier.
+
+    Attributes:
+        backbone: "erfnet" (the encoder) or "dabnet" (the whole network before its classifier).
+        attention: "self_calibration", "non_local" or "none".
+        dropout: ERFNet's two rates; DABNet has no dropout.
+        dtype: Of the computation; parameters, statistics and logits are float32.
+    """
+
+    num_classes: int
+    backbone: str = "erfnet"
+    attention: str = "self_calibration"
+    dropout: tuple[float, float] = (0.03, 0.3)
+    dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self):
+        if self.backbone not in ("erfnet", "dabnet"):
+            raise ValueError(f"unknown backbone '{self.backbone}'; choose 'erfnet' or 'dabnet'")
+        if self.attention not in ATTENTIONS:
+            raise ValueError(
+                f"unknown attention '{self.attention}'; choose one of {', '.join(ATTENTIONS)}"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "b h w 3"], *, train: bool
+    ) -> dict[str, Float[Array, "b h8 w8 k"]]:
+        """Returns {"logits": float32 scores at output stride 8}."""
+        if self.backbone == "erfnet":
+            backbone = ERFNetEncoder(self.dropout, self.dtype, name="backbone")
+        else:
+            backbone = DABNetBackbone(self.dtype, name="backbone")
+        features = backbone(image, train=train)[8]
+        scores = Conv(
+            self.num_classes,
+            (1, 1),
+            use_bias=self.backbone == "erfnet",
+            dtype=self.dtype,
+            name="classifier",
+        )(features)
+        if self.attention != "none":
+            scores = SelfCalibrationAttention(
+                downsample=self.attention == "self_calibration", dtype=self.dtype, name="attention"
+            )(scores)
+        return {"logits": scores.astype(jnp.float32)}
+
+
+class ERFNetDecoder(nn.Module):
+    """Layers 17-23 of ERFNet (Table I): two upsamplers with two blocks each, a transposed 2x2 classifier."""
+
+    num_classes: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h8 w8 k"]:
+        x = UpsamplerBlock(64, self.dtype, name="up17")(x, train=train)
+        x = NonBottleneck1D(0.0, 1, self.dtype, name="block18")(x, train=train)
+        x = NonBottleneck1D(0.0, 1, self.dtype, name="block19")(x, train=train)
+        x = UpsamplerBlock(16, self.dtype, name="up20")(x, train=train)
+        x = NonBottleneck1D(0.0, 1, self.dtype, name="block21")(x, train=train)
+        x = NonBottleneck1D(0.0, 1, self.dtype, name="block22")(x, train=train)
+        return ConvTranspose(
+            self.num_classes, (2, 2), padding=0, output_padding=0, dtype=self.dtype, name="classifier"
+        )(x)
+
+
+class ERFNet(nn.Module):
+    """ERFNet with its decoder, the paper's "ERFNet-base" (Table 1).
+
+    Attributes:
+        encoder_head: Also create the encoder's 1x1 classifier. No output depends on it, but the 2.067 M parameters
+            that the paper prints count it, and EACNet's stage 1 leaves it behind.
+    """
+
+    num_classes: int
+    encoder_head: bool = True
+    dropout: tuple[float, float] = (0.03, 0.3)
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "b h w 3"], *, train: bool
+    ) -> dict[str, Float[Array, "b h w k"]]:
+        """Returns {"logits": float32 scores at the image's size}."""
+        features = ERFNetEncoder(self.dropout, self.dtype, name="backbone")(image, train=train)[8]
+        if self.encoder_head:
+            Conv(self.num_classes, (1, 1), dtype=self.dtype, name="classifier")(features)
+        scores = ERFNetDecoder(self.num_classes, self.dtype, name="decoder")(features, train=train)
+        # Three halvings round odd sizes up: the transposed convolutions overshoot by up to 7 pixels.
+        scores = scores[:, : image.shape[1], : image.shape[2]]
+        return {"logits": scores.astype(jnp.float32)}
+
+
+def loss(
+    outputs: dict[str, Float[Array, "b _ _ k"]],
+    batch: dict[str, Array],
+    *,
+    kind: str,
+    class_weights: tuple[float, ...] | None,
+    threshold: float,
+    min_kept: float,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Cross-entropy, or OHEM cross-entropy, on the logits upsampled to the label's size (Section 4.1).
+
+    Args:
+        outputs: What the network returned under train=True.
+        batch: "label" [b, h, w] int32 train ids, 255 = ignore.
+        kind: "cross_entropy" or "ohem".
+        class_weights: One weight per class, or None.
+        threshold: OHEM's probability: pixels whose true class is at most this sure are kept.
+        min_kept: OHEM's lower bound, as a fraction of the batch's pixels.
+
+    Returns:
+        The loss and its terms by name.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    label = batch["label"]
+    logits = losses.upsample_class_maps(outputs["logits"], label.shape[1:3])
+    if kind == "cross_entropy":
+        value = losses.cross_entropy(logits, label, class_weights, axis=1)
+    elif kind == "ohem":
+        value = losses.ohem_cross_entropy(
+            logits, label, class_weights, threshold=threshold, min_kept=min_kept, axis=1
+        )
+    else:
+        raise ValueError(f"unknown loss '{kind}'; choose 'cross_entropy' or 'ohem'")
+    return value, {"loss": value}

@@ -1,0 +1,46 @@
+"""Dot-product attention that never holds the whole score matrix."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def dot_product_attention(
+    query: Float[Array, "b n c"],
+    key: Float[Array, "b m c"],
+    value: Float[Array, "b m d"],
+    *,
+    scale: float = 1.0,
+    block_size: int = 1024,
+    impl: str = "auto",
+) -> Float[Array, "b n d"]:
+    """softmax(scale Q K') V, with float32 scores and softmax; the result has value's dtype.
+
+    "auto" takes `block_size` queries at a time and recomputes their scores in the gradient, so that memory is
+    b * block_size * m and not b * n * m; "portable" is one block.
+    """
+    if impl not in ("auto", "portable"):
+        raise ValueError(f"unknown impl '{impl}'; choose 'auto' or 'portable'")
+
+    def attend(block):
+        scores = jnp.einsum("bnc,bmc->bnm", block, key, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores * scale, axis=-1)
+        return jnp.einsum(
+            "bnm,bmd->bnd",
+            weights.astype(value.dtype),
+            value,
+            preferred_element_type=jnp.float32,
+        ).astype(value.dtype)
+
+    b, n, c = query.shape
+    if impl == "portable":
+        return attend(query)
+    attend = jax.checkpoint(attend)
+    if n <= block_size:
+        return attend(query)
+    blocks = -(-n // block_size)
+    padded = jnp.pad(query, ((0, 0), (0, blocks * block_size - n), (0, 0)))
+    padded = padded.reshape(b, blocks, block_size, c).swapaxes(0, 1)
+    result = lax.map(attend, padded).swapaxes(0, 1)
+    return result.reshape(b, blocks * block_size, value.shape[-1])[:, :n]

@@ -1,0 +1,285 @@
+"""Convolutions with PyTorch's padding and initialisation; kernels are stored as (kh, kw, in, out)."""
+
+from collections.abc import Callable
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from rtseg_jax.nn.norm import BatchNorm
+
+Pair = tuple[int, int]
+Initializer = Callable[..., Array]
+
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def kaiming_normal(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Normal with variance 2 / fan_in, not truncated (He et al. 2015, Eq. 10; torch's kaiming_normal_)."""
+    return jax.random.normal(key, shape, dtype) * (2 / math.prod(shape[:-1])) ** 0.5
+
+
+def torch_uniform(fan_in: int) -> Initializer:
+    """Uniform in +-1/sqrt(fan_in): torch's default for biases, and for kernels of transposed convolutions."""
+    bound = 1 / np.sqrt(fan_in)
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def same_padding(kernel_size: Pair, kernel_dilation: Pair) -> Pair:
+    """Padding on each side that keeps the size at stride 1; for stride 2 it is torch's, not "SAME".
+
+    Raises:
+        ValueError: an even kernel, for which no symmetric padding exists.
+    """
+    if kernel_size[0] % 2 == 0 or kernel_size[1] % 2 == 0:
+        raise ValueError(f"no symmetric padding for kernel {kernel_size}: state padding explicitly")
+    return (
+        kernel_dilation[0] * (kernel_size[0] - 1) // 2,
+        kernel_dilation[1] * (kernel_size[1] - 1) // 2,
+    )
+
+
+def check_impl(impl: str) -> None:
+    """Raises ValueError unless impl is "auto" or "portable"."""
+    if impl not in ("auto", "portable"):
+        raise ValueError(f"unknown impl '{impl}'; choose 'auto' or 'portable'")
+
+
+def _lax_conv(x, kernel, strides, padding, kernel_dilation, groups=1):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        [(p, p) for p in padding],
+        rhs_dilation=kernel_dilation,
+        dimension_numbers=DIMENSIONS,
+        feature_group_count=groups,
+    )
+
+
+def conv2d(
+    x: Float[Array, "b h w ci"],
+    kernel: Float[Array, "kh kw ci co"],
+    *,
+    strides: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    kernel_dilation: Pair = (1, 1),
+    impl: str = "auto",
+) -> Float[Array, "b h2 w2 co"]:
+    """Dense convolution, zero-padded by `padding` on both sides; 1x1 at stride 1 is a matrix product."""
+    check_impl(impl)
+    if impl == "auto" and kernel.shape[:2] == strides == (1, 1) and padding == (0, 0):
+        return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+    return _lax_conv(x, kernel, strides, padding, kernel_dilation)
+
+
+def _shift_depthwise(x, kernel, strides, padding, kernel_dilation):
+    """Depth-wise convolution as a sum of shifted products, which compiles to one loop."""
+    (kh, kw), (sh, sw), (dh, dw) = kernel.shape[:2], strides, kernel_dilation
+    x = jnp.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
+    b, h, w, c = x.shape
+    h_span, w_span = h - dh * (kh - 1), w - dw * (kw - 1)
+    kernel = kernel.astype(jnp.float32)
+    y = 0.0
+    for i in range(kh):
+        for j in range(kw):
+            start = (0, i * dh, j * dw, 0)
+            limit = (b, i * dh + h_span, j * dw + w_span, c)
+            tap = lax.slice(x, start, limit, (1, sh, sw, 1))
+            y = y + tap.astype(jnp.float32) * kernel[i, j].reshape(1, 1, 1, c)
+    return y.astype(x.dtype)
+
+
+def depthwise_conv2d(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "kh kw 1 c"],
+    *,
+    strides: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    kernel_dilation: Pair = (1, 1),
+    impl: str = "auto",
+) -> Float[Array, "b h2 w2 c"]:
+    """Depth-wise convolution, one filter per channel; on CPU 15-36 times faster than lax's grouped form."""
+    check_impl(impl)
+
+    def shift(x, kernel):
+        return _shift_depthwise(x, kernel, strides, padding, kernel_dilation)
+
+    def grouped(x, kernel):
+        return _lax_conv(x, kernel, strides, padding, kernel_dilation, x.shape[-1])
+
+    if impl == "portable":
+        return grouped(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=shift, default=grouped)
+
+
+def conv_transpose2d(
+    x: Float[Array, "b h w ci"],
+    kernel: Float[Array, "kh kw ci co"],
+    *,
+    strides: Pair = (2, 2),
+    padding: int = 0,
+    output_padding: int = 0,
+    impl: str = "auto",
+) -> Float[Array, "b h2 w2 co"]:
+    """torch's ConvTranspose2d: kernel[kh, kw, ci, co] is its weight[ci, co, kh, kw], not flipped."""
+    check_impl(impl)
+    sizes = kernel.shape[:2]
+    if impl == "auto" and sizes == strides and padding == output_padding == 0:
+        # The taps do not overlap: one matrix product, then its kh x kw outputs side by side.
+        b, h, w, _ = x.shape
+        y = jnp.einsum("bhwi,klio->bhkwlo", x, kernel)
+        return y.reshape(b, h * sizes[0], w * sizes[1], kernel.shape[3])
+    return lax.conv_general_dilated(
+        x,
+        kernel[::-1, ::-1],
+        (1, 1),
+        [(k - 1 - padding, k - 1 - padding + output_padding) for k in sizes],
+        lhs_dilation=strides,
+        dimension_numbers=DIMENSIONS,
+    )
+
+
+class Conv(nn.Module):
+    """Dense convolution.
+
+    Attributes:
+        padding: Zeros on each side (h, w); None keeps the size at stride 1, as torch nets pad odd kernels.
+        bias_init: None is torch's default, uniform in +-1/sqrt(fan_in).
+    """
+
+    features: int
+    kernel_size: Pair = (3, 3)
+    strides: Pair = (1, 1)
+    kernel_dilation: Pair = (1, 1)
+    padding: Pair | None = None
+    use_bias: bool = True
+    kernel_init: Initializer = kaiming_normal
+    bias_init: Initializer | None = None
+    dtype: Any = jnp.float32
+    impl: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w ci"]) -> Float[Array, "b h2 w2 co"]:
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        padding = self.padding
+        if padding is None:
+            padding = same_padding(self.kernel_size, self.kernel_dilation)
+        y = conv2d(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            strides=self.strides,
+            padding=padding,
+            kernel_dilation=self.kernel_dilation,
+            impl=self.impl,
+        )
+        if self.use_bias:
+            bias_init = self.bias_init or torch_uniform(math.prod(shape[:3]))
+            y = y + _bias(self, bias_init, self.features)
+        return y
+
+
+class DepthwiseConv(nn.Module):
+    """Depth-wise convolution; attributes as in Conv."""
+
+    kernel_size: Pair = (3, 3)
+    strides: Pair = (1, 1)
+    kernel_dilation: Pair = (1, 1)
+    padding: Pair | None = None
+    use_bias: bool = True
+    kernel_init: Initializer = kaiming_normal
+    bias_init: Initializer | None = None
+    dtype: Any = jnp.float32
+    impl: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        shape = (*self.kernel_size, 1, x.shape[-1])
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        padding = self.padding
+        if padding is None:
+            padding = same_padding(self.kernel_size, self.kernel_dilation)
+        y = depthwise_conv2d(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            strides=self.strides,
+            padding=padding,
+            kernel_dilation=self.kernel_dilation,
+            impl=self.impl,
+        )
+        if self.use_bias:
+            bias_init = self.bias_init or torch_uniform(math.prod(shape[:3]))
+            y = y + _bias(self, bias_init, x.shape[-1])
+        return y
+
+
+class ConvTranspose(nn.Module):
+    """Transposed convolution, initialised as torch does (kernel and bias: fan_in counts the outputs)."""
+
+    features: int
+    kernel_size: Pair = (3, 3)
+    strides: Pair = (2, 2)
+    padding: int = 0
+    output_padding: int = 0
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    impl: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w ci"]) -> Float[Array, "b h2 w2 co"]:
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        init = torch_uniform(math.prod(self.kernel_size) * self.features)
+        kernel = self.param("kernel", init, shape, jnp.float32)
+        y = conv_transpose2d(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            strides=self.strides,
+            padding=self.padding,
+            output_padding=self.output_padding,
+            impl=self.impl,
+        )
+        return y + _bias(self, init, self.features) if self.use_bias else y
+
+
+def _bias(module, init, features):
+    bias = module.param("bias", init, (features,), jnp.float32)
+    return bias.astype(module.dtype).reshape(1, 1, 1, features)
+
+
+class ConvBatchNorm(nn.Module):
+    """A convolution, its BatchNorm and an optional activation: the pair that inference folds into one."""
+
+    features: int
+    kernel_size: Pair = (3, 3)
+    strides: Pair = (1, 1)
+    kernel_dilation: Pair = (1, 1)
+    use_bias: bool = False
+    epsilon: float = 1e-5
+    activation: Callable[[Array], Array] | None = None
+    dtype: Any = jnp.float32
+    impl: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w ci"], *, train: bool) -> Float[Array, "b h2 w2 co"]:
+        x = Conv(
+            self.features,
+            self.kernel_size,
+            self.strides,
+            self.kernel_dilation,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            impl=self.impl,
+            name="conv",
+        )(x)
+        x = BatchNorm(self.epsilon, dtype=self.dtype, impl=self.impl, name="norm")(x, train=train)
+        return x if self.activation is None else self.activation(x)

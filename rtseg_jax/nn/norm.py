@@ -1,0 +1,133 @@
+"""BatchNorm and per-channel PReLU: float32 statistics over the whole (global) batch."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def _row(per_channel):
+    return per_channel.reshape(1, 1, 1, -1)
+
+
+def _moments(x):
+    """Mean and biased variance per channel; the variance is centred, so it cannot cancel."""
+    x = x.astype(jnp.float32)
+    mean = x.mean((0, 1, 2))
+    return mean, jnp.square(x - _row(mean)).mean((0, 1, 2))
+
+
+def _affine(x, mean, var, scale, bias, epsilon):
+    factor = scale * lax.rsqrt(var + epsilon)
+    return (x.astype(jnp.float32) - _row(mean)) * _row(factor) + _row(bias)
+
+
+def _prelu(x, slope):
+    return x if slope is None else jnp.where(x > 0, x, _row(slope) * x)
+
+
+def _plain(x, scale, bias, slope, epsilon):
+    mean, var = _moments(x)
+    return _prelu(_affine(x, mean, var, scale, bias, epsilon), slope).astype(x.dtype), mean, var
+
+
+def _fused(x, scale, bias, slope, epsilon):
+    """_plain with the closed-form gradient, which keeps x instead of every intermediate.
+
+    The gradient does not pass through the returned mean and variance.
+    """
+
+    @jax.custom_vjp
+    def apply(x, scale, bias, slope):
+        return _plain(x, scale, bias, slope, epsilon)
+
+    def forward(x, scale, bias, slope):
+        y, mean, var = apply(x, scale, bias, slope)
+        return (y, mean, var), (x, mean, lax.rsqrt(var + epsilon), scale, bias, slope)
+
+    def backward(saved, cotangents):
+        x, mean, inverse, scale, bias, slope = saved
+        g = cotangents[0].astype(jnp.float32)
+        normalised = (x.astype(jnp.float32) - _row(mean)) * _row(inverse)
+        d_slope = None
+        if slope is not None:
+            y = normalised * _row(scale) + _row(bias)
+            d_slope = jnp.where(y > 0, 0.0, g * y).sum((0, 1, 2))
+            g = jnp.where(y > 0, g, _row(slope) * g)
+        d_bias = g.sum((0, 1, 2))
+        d_scale = (g * normalised).sum((0, 1, 2))
+        count = x.size // x.shape[-1]
+        d_x = g - _row(d_bias / count) - normalised * _row(d_scale / count)
+        return (d_x * _row(scale * inverse)).astype(x.dtype), d_scale, d_bias, d_slope
+
+    apply.defvjp(forward, backward)
+    return apply(x, scale, bias, slope)
+
+
+def _batch_norm(module, x, slope, train):
+    """The body of both modules: parameters, statistics, normalisation."""
+    if module.impl not in ("auto", "portable"):
+        raise ValueError(f"unknown impl '{module.impl}'; choose 'auto' or 'portable'")
+    channels = x.shape[-1]
+    x = x.astype(module.dtype)
+    scale = module.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+    bias = module.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+    running_mean = module.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+    running_var = module.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+    if not train:
+        mean, var = running_mean.value, running_var.value
+        y = _affine(x, mean, var, scale, bias, module.epsilon)
+        return _prelu(y, slope).astype(module.dtype)
+    normalise = _fused if module.impl == "auto" else _plain
+    y, mean, var = normalise(x, scale, bias, slope, module.epsilon)
+    if not module.is_initializing():
+        m = module.momentum
+        running_mean.value = m * running_mean.value + (1 - m) * lax.stop_gradient(mean)
+        running_var.value = m * running_var.value + (1 - m) * lax.stop_gradient(var)
+    return y
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015, Alg. 1).
+
+    Under one jit over a sharded batch the statistics are those of the global batch.
+
+    Attributes:
+        momentum: Weight of the old running statistics: 0.9 is torch's 0.1. The running variance is the biased one.
+        dtype: Of the output; statistics are float32.
+    """
+
+    epsilon: float
+    momentum: float = 0.9
+    dtype: Any = jnp.float32
+    impl: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
+        return _batch_norm(self, x, None, train)
+
+
+class BatchNormPReLU(nn.Module):
+    """BatchNorm and a PReLU with one slope per channel, as one operation; attributes as in BatchNorm."""
+
+    epsilon: float
+    momentum: float = 0.9
+    dtype: Any = jnp.float32
+    impl: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
+        slope = self.param("slope", nn.initializers.constant(0.25), (x.shape[-1],), jnp.float32)
+        return _batch_norm(self, x, slope, train)
+
+
+class PReLU(nn.Module):
+    """PReLU with one slope per channel, initially 0.25 (He et al. 2015, Eq. 1)."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        slope = self.param("slope", nn.initializers.constant(0.25), (x.shape[-1],), jnp.float32)
+        return _prelu(x, slope.astype(x.dtype))

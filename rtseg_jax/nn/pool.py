@@ -1,0 +1,118 @@
+"""Pooling with PyTorch's padding and rounding."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+Pair = tuple[int, int]
+
+
+def _output_size(size: int, window: int, stride: int, padding: int, ceil_mode: bool) -> int:
+    span = size + 2 * padding - window
+    if not ceil_mode:
+        return span // stride + 1
+    outputs = -(-span // stride) + 1
+    # A window must start inside the input or its left padding.
+    return outputs - 1 if (outputs - 1) * stride >= size + padding else outputs
+
+
+def _fold(x, axis, window, stride, outputs, combine):
+    """Combines the `window` shifted, strided views of x along an axis."""
+    span = (outputs - 1) * stride + 1
+    views = [lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(window)]
+    y = views[0]
+    for view in views[1:]:
+        y = combine(y, view)
+    return y
+
+
+def max_pool(
+    x: Float[Array, "b h w c"],
+    window: Pair,
+    strides: Pair,
+    padding: Pair = (0, 0),
+    *,
+    ceil_mode: bool = False,
+    impl: str = "auto",
+) -> Float[Array, "b h2 w2 c"]:
+    """torch's max_pool2d; "auto" pools rows, then columns. The gradient goes to the first maximum.
+
+    Args:
+        x: The input; padding is -inf.
+        window: (h, w) in pixels.
+        strides: (h, w) in pixels.
+        padding: On each side, (h, w).
+        ceil_mode: Round the output size up: a last window may hang over the bottom or right border.
+        impl: "auto" or "portable".
+    """
+    if impl not in ("auto", "portable"):
+        raise ValueError(f"unknown impl '{impl}'; choose 'auto' or 'portable'")
+    outputs, pads = [], [(0, 0)]
+    for size, k, s, p in zip(x.shape[1:3], window, strides, padding, strict=True):
+        n = _output_size(size, k, s, p, ceil_mode)
+        outputs.append(n)
+        pads.append((p, max((n - 1) * s + k - size - p, 0)))
+    pads.append((0, 0))
+    if impl == "portable":
+        return nn.max_pool(x, window, strides, pads[1:3])
+    if any(any(pad) for pad in pads):
+        x = jnp.pad(x, pads, constant_values=-jnp.inf)
+    for axis in (1, 0):
+        # Selection, not maximum: the latter halves the gradient between equal values.
+        x = _fold(
+            x,
+            axis + 1,
+            window[axis],
+            strides[axis],
+            outputs[axis],
+            lambda a, b: jnp.where(b > a, b, a),
+        )
+    return x
+
+
+def avg_pool(
+    x: Float[Array, "b h w c"],
+    window: Pair,
+    strides: Pair,
+    padding: Pair = (0, 0),
+    *,
+    impl: str = "auto",
+) -> Float[Array, "b h2 w2 c"]:
+    """torch's avg_pool2d, floor mode; the padding's zeros count in the mean (count_include_pad)."""
+    if impl not in ("auto", "portable"):
+        raise ValueError(f"unknown impl '{impl}'; choose 'auto' or 'portable'")
+    pads = [(p, p) for p in padding]
+    if impl == "portable":
+        return nn.avg_pool(x, window, strides, pads)
+    outputs = [
+        _output_size(*sizes, False)
+        for sizes in zip(x.shape[1:3], window, strides, padding, strict=True)
+    ]
+    x = jnp.pad(x, [(0, 0), *pads, (0, 0)])
+    for axis in (1, 0):
+        x = _fold(x, axis + 1, window[axis], strides[axis], outputs[axis], jnp.add)
+    return x / (window[0] * window[1])
+
+
+def adaptive_avg_pool(
+    x: Float[Array, "b h w c"], size: Pair, *, impl: str = "auto"
+) -> Float[Array, "b h2 w2 c"]:
+    """torch's adaptive_avg_pool2d: output i is the mean over [floor(i n / m), ceil((i + 1) n / m)).
+
+    Both forms are two small matrix products, computed in float32.
+    """
+    if impl not in ("auto", "portable"):
+        raise ValueError(f"unknown impl '{impl}'; choose 'auto' or 'portable'")
+
+    def matrix(old, new):
+        rows = np.zeros((new, old), np.float32)
+        for i in range(new):
+            start, stop = i * old // new, -(-(i + 1) * old // new)
+            rows[i, start:stop] = 1 / (stop - start)
+        return rows
+
+    rows, columns = matrix(x.shape[1], size[0]), matrix(x.shape[2], size[1])
+    y = jnp.einsum("bhwc,Hh->bHwc", x.astype(jnp.float32), rows, precision="highest")
+    return jnp.einsum("bhwc,Ww->bhWc", y, columns, precision="highest").astype(x.dtype)

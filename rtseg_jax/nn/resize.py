@@ -1,0 +1,98 @@
+"""Bilinear resizing as PyTorch's interpolate computes it: no antialiasing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, UInt8
+
+
+def _taps(old: int, new: int, align_corners: bool):
+    """Lower and upper source index of every output position, and the upper one's weight."""
+    if align_corners:
+        position = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
+    else:
+        position = np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0)
+    low = np.minimum(position.astype(np.int32), old - 1)
+    return low, np.minimum(low + 1, old - 1), (position - low).astype(np.float32)
+
+
+def _matrix(old: int, new: int, align_corners: bool):
+    low, high, weight = _taps(old, new, align_corners)
+    matrix = np.zeros((new, old), np.float32)
+    np.add.at(matrix, (np.arange(new), low), 1 - weight)
+    np.add.at(matrix, (np.arange(new), high), weight)
+    return matrix
+
+
+def _lerp(x, axis, new, align_corners):
+    old = x.shape[axis]
+    if old == new:
+        return x
+    low, high, weight = _taps(old, new, align_corners)
+    weight = weight.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
+
+
+def resize_bilinear(
+    x: Float[Array, "b h w c"],
+    size: tuple[int, int],
+    align_corners: bool = False,
+    *,
+    impl: str = "auto",
+) -> Float[Array, "b h2 w2 c"]:
+    """Resizes to `size` (h, w), interpolating in float32; the result has x's dtype.
+
+    "auto" gathers the two neighbours along each axis, "portable" multiplies by two dense matrices.
+    """
+    if impl not in ("auto", "portable"):
+        raise ValueError(f"unknown impl '{impl}'; choose 'auto' or 'portable'")
+    dtype = x.dtype
+    rows = _matrix(x.shape[1], size[0], align_corners)
+    columns = _matrix(x.shape[2], size[1], align_corners)
+
+    def gather(x):
+        x = _lerp(x.astype(jnp.float32), 2, size[1], align_corners)
+        return _lerp(x, 1, size[0], align_corners).astype(dtype)
+
+    def matmul(x):
+        x = jnp.einsum("bhwc,Ww->bhWc", x.astype(jnp.float32), columns, precision="highest")
+        return jnp.einsum("bhWc,Hh->bHWc", x, rows, precision="highest").astype(dtype)
+
+    def transpose(_, g):
+        g = jnp.einsum("bHWc,Hh->bhWc", g.astype(jnp.float32), rows, precision="highest")
+        g = jnp.einsum("bhWc,Ww->bhwc", g, columns, precision="highest")
+        return (g.astype(dtype),)
+
+    if impl == "portable":
+        return matmul(x)
+    # The transpose of a gather is a scatter, which is slow everywhere.
+    resize = jax.custom_vjp(gather)
+    resize.defvjp(lambda x: (gather(x), None), transpose)
+    return resize(x)
+
+
+def upsample_argmax(
+    logits: Float[Array, "b h w k"], size: tuple[int, int], *, impl: str = "auto"
+) -> UInt8[Array, "b h2 w2"]:
+    """The class map of the bilinearly resized logits; among equal classes the first wins.
+
+    "auto" folds the classes into a running maximum, so that the full-size logits are never stored.
+
+    Raises:
+        ValueError: more than 256 classes, which uint8 cannot number.
+    """
+    classes = logits.shape[-1]
+    if classes > 256:
+        raise ValueError(f"{classes} classes do not fit uint8; at most 256")
+    logits = logits.astype(jnp.float32)
+    if impl == "portable":
+        resized = resize_bilinear(logits, size, impl=impl)
+        return jnp.argmax(resized, axis=-1).astype(jnp.uint8)
+    resized = resize_bilinear(logits, size, impl=impl)
+    best, index = resized[..., 0], jnp.zeros(resized.shape[:-1], jnp.uint8)
+    for k in range(1, classes):
+        better = resized[..., k] > best
+        best = lax.select(better, resized[..., k], best)
+        index = jnp.where(better, jnp.uint8(k), index)
+    return index

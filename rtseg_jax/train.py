@@ -1,0 +1,341 @@
+"""Training, from a config to a finished run, in the order in which it happens."""
+
+import functools
+import pathlib
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from rtseg_jax import checkpoint, data, evaluate, logs, mesh, metrics, models, optim, settings, step
+from rtseg_jax.data import pipeline
+
+
+class TrainingDiverged(ValueError):
+    """The loss or the gradient is no longer a finite number."""
+
+
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
+    """Trains what the config says in `workdir`, or goes on with the run that is there.
+
+    The folder then holds config.json, params.txt, metrics.jsonl, TensorBoard events, checkpoints/ (latest and best
+    mIoU), evaluation.json and overlays/ (the best checkpoint on the evaluation split).
+
+    Args:
+        config: One of configs/, locked.
+        workdir: The run's folder. Its parent must exist.
+
+    Returns:
+        The step and the mIoU of the best checkpoint (None if a signal stopped the run).
+
+    Raises:
+        ValueError: something in the config or the data does not fit; one line that names it.
+        FileNotFoundError: no data where the config says, or no parent of workdir.
+        TrainingDiverged: names the steps.
+    """
+    workdir = _make_workdir(workdir)
+
+    # Data
+    train_set = data.load(**settings.dataset_arguments(config, config.input.train_split))
+    eval_set = data.load(**settings.dataset_arguments(config, config.input.eval_split))
+    num_classes = train_set.table.num_classes
+    steps_per_epoch = len(train_set) // config.batch_size
+    if steps_per_epoch == 0:
+        raise ValueError(
+            f"batch_size {config.batch_size} exceeds the {len(train_set)} images of"
+            f" {config.input.dataset} {train_set.split}; set --config.batch_size lower"
+        )
+    total_steps = config.num_steps or config.num_epochs * steps_per_epoch
+    eval_every = config.eval.every_steps or config.eval.every_epochs * steps_per_epoch
+
+    # Devices, network, optimizer, state
+    devices = mesh.make_mesh()
+    mesh.check_batch_size(config.batch_size, devices)
+    mesh.check_batch_size(config.eval.batch_size, devices)
+    variant = models.get(config.model.name)
+    model = models.create(
+        config.model.name, num_classes=num_classes, **settings.model_options(config)
+    )
+    variables = _initial_variables(model, config.seed, mesh.replicated(devices))
+    schedule = optim.make_schedule(
+        lr=config.optim.lr,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        **config.optim.schedule,
+    )
+    tx = optim.make_optimizer(variables["params"], schedule, **config.optim.method)
+    state = jax.device_put(
+        step.create_state(variables, tx, ema=config.ema_decay > 0), mesh.replicated(devices)
+    )
+    del variables  # the state has its own copy
+
+    # Where to begin: this run's latest checkpoint, else another run's weights, else scratch
+    settings.write(config, workdir)
+    manager = checkpoint.open_manager(workdir)
+    if manager.latest_step() is not None:
+        state = checkpoint.restore(manager, state)
+        print(f"resuming {workdir} at step {int(state.step)} of {total_steps}")
+    elif config.init_from.workdir:
+        state = _init_from(state, tx, config, devices)
+    elif config.init_from.required:
+        raise ValueError("this stage goes on from another run; give --config.init_from.workdir=RUN")
+    start = int(state.step)
+    writers = logs.Writers(workdir, start)
+    _describe(workdir, config, model, state, train_set, eval_set, total_steps, devices)
+
+    # Steps, one compiled program for each crop size
+    resident, make_batches = _input(config, train_set, devices, start, total_steps)
+    augmentation = config.augment.to_dict()
+    crop_schedule = augmentation.pop("crop_schedule")
+
+    @functools.cache
+    def train_step_for(crop: tuple[int, int]) -> Callable:
+        return step.jit_train_step(
+            devices,
+            pipeline.gather if resident is not None else None,
+            model=model,
+            loss_fn=functools.partial(variant.loss, **config.loss),
+            tx=tx,
+            schedule=schedule,
+            seed=config.seed,
+            augmentation={**augmentation, "crop": crop},
+            ema_decay=config.ema_decay,
+        )
+
+    eval_step = step.jit_eval_step(
+        devices,
+        model=model,
+        num_classes=num_classes,
+        mean=config.augment.mean,
+        std=config.augment.std,
+    )
+    shown = evaluate.spread(len(eval_set), config.eval.overlays)
+    # A small set is decoded once; a streamed one is read again for every evaluation.
+    eval_batches = functools.partial(pipeline.eval_batches, eval_set, config.eval.batch_size)
+    if config.input.mode == "resident":
+        eval_batches = functools.partial(iter, list(eval_batches()))
+
+    # The loop
+    window, result, saved = [], None, start
+    progress = logs.Progress(config.batch_size, start, total_steps)
+    with _stop_signals() as stop:
+        batches = progress.timed(make_batches())
+        for done, (frames, indices) in enumerate(batches, start=start + 1):
+            crop = crop_at((done - 1) / total_steps, config.augment.crop, crop_schedule)
+            state, logged = train_step_for(crop)(state, frames, indices)
+            window.append(logged)
+            evaluating = done % eval_every == 0 or done == total_steps
+            if evaluating or stop or done % config.log_every == 0:
+                _check_and_log(window, done, config.log_every, writers, progress)
+                window = []
+            if evaluating:
+                with progress.paused():
+                    confusion, maps = evaluate.evaluate(
+                        eval_step, state.variables(), eval_batches(), num_classes, shown
+                    )
+                    result = metrics.scores(confusion)
+                    writers.scalars(
+                        done, miou=result.miou, pixel_accuracy=result.pixel_accuracy
+                    )
+                    for index, classes in maps.items():
+                        panel = evaluate.overlay_panel(eval_set, index, classes)
+                        writers.picture(done, eval_set.names[index], panel)
+                    checkpoint.save(manager, state, result.miou)
+                    saved = done
+                progress.say(
+                    f"step {done}: {eval_set.split} mIoU {100 * result.miou:.2f},"
+                    f" pixel accuracy {100 * result.pixel_accuracy:.2f}"
+                )
+            if saved != done and (stop or done % config.checkpoint_every == 0):
+                checkpoint.save(manager, state)
+                saved = done
+            if stop and done < total_steps:
+                progress.say(f"{stop[0]}: saved step {done}; the same command goes on from there")
+                return {"step": done, "miou": None}
+    progress.close()
+    manager.close()
+    writers.close()
+
+    # The report, of the best checkpoint
+    with checkpoint.open_manager(workdir, read_only=True) as manager:
+        best = manager.best_step()
+        variables = checkpoint.restore_variables(manager, best, mesh.replicated(devices))
+    confusion, maps = evaluate.evaluate(eval_step, variables, eval_batches(), num_classes, shown)
+    scores = evaluate.write_report(
+        workdir / "evaluation.json", confusion, eval_set, model=config.model.name, step=best
+    )
+    evaluate.write_overlays(workdir / "overlays", eval_set, maps)
+    print(f"\nbest checkpoint, step {best}, on {config.input.dataset} {eval_set.split}:")
+    print(evaluate.table(scores, eval_set.table.class_names))
+    print(f"written: {workdir}/evaluation.json, {workdir}/overlays/")
+    return {"step": best, "miou": scores.miou}
+
+
+def _make_workdir(workdir: str) -> pathlib.Path:
+    path = pathlib.Path(workdir).expanduser().absolute()
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"workdir {path}: its parent folder does not exist; create it first")
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"workdir {path} is a file; give a folder")
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def _initial_variables(model: Any, seed: int, sharding: Any) -> dict[str, Any]:
+    def init(key):
+        keys = {"params": key, "dropout": key}
+        return model.init(keys, jnp.zeros((1, 64, 64, 3)), train=True)
+
+    return jax.jit(init, out_shardings=sharding)(jax.random.key(seed))
+
+
+def _init_from(
+    state: step.TrainState, tx: Any, config: ml_collections.ConfigDict, devices: Any
+) -> step.TrainState:
+    """Takes the modules that config.init_from names from another run's best checkpoint; step and optimizer restart.
+
+    EACNet is trained this way (Section 4.1): the backbone first, then the whole network from its weights.
+    """
+    source = pathlib.Path(config.init_from.workdir).expanduser().absolute()
+    _, _, given, at = evaluate.load_run(source, config.init_from.checkpoint)
+    wanted = config.init_from.modules
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    have = set(state.params)
+    if missing := [m for m in wanted if m not in have or m not in given["params"]]:
+        raise ValueError(
+            f"init_from.modules: {', '.join(missing)} not in both networks; {source} has"
+            f" {', '.join(sorted(given['params']))}, {config.model.name} has {', '.join(sorted(have))}"
+        )
+    for collection, tree in variables.items():
+        taken = {m: given[collection][m] for m in wanted if m in given[collection]}
+        fits = {m: tree[m] for m in wanted if m in tree}
+        if checkpoint.shapes_of(taken) != checkpoint.shapes_of(fits):
+            difference = checkpoint.difference(
+                checkpoint.shapes_of(taken), checkpoint.shapes_of(fits)
+            )
+            raise ValueError(f"init_from {source} does not fit {config.model.name}: {difference}")
+        variables[collection] = {**tree, **taken}
+    fresh = sorted(have - set(wanted))
+    print(f"initialised {', '.join(wanted)} from {source}, step {at}; fresh: {', '.join(fresh) or '-'}")
+    return jax.device_put(
+        step.create_state(variables, tx, ema=state.ema is not None), mesh.replicated(devices)
+    )
+
+
+def _describe(workdir, config, model, state, train_set, eval_set, total_steps, devices) -> None:
+    """Prints what is about to run, and lists the parameters in params.txt."""
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    count = sum(leaf.size for _, leaf in leaves)
+    (workdir / "params.txt").write_text(
+        "".join(
+            f"{jax.tree_util.keystr(path, simple=True, separator='/')} {leaf.shape}\n"
+            for path, leaf in leaves
+        )
+    )
+    kinds = sorted({d.device_kind for d in devices.devices.flat})
+    print(
+        f"{config.model.name}: {count:,} parameters, {train_set.table.num_classes} classes, {config.dtype},"
+        f" {devices.devices.size} x {', '.join(kinds)}, jax {jax.__version__}\n"
+        f"{config.input.dataset}: {len(train_set)} {train_set.split} and {len(eval_set)} {eval_set.split} images,"
+        f" {config.input.mode}; {total_steps} steps of {config.batch_size}"
+        f" ({total_steps * config.batch_size / len(train_set):.1f} epochs)\n"
+        f"workdir {workdir}",
+        flush=True,
+    )
+
+
+def _input(
+    config: ml_collections.ConfigDict, dataset: Any, devices: Any, start: int, total_steps: int
+) -> tuple[Any, Callable[[], Iterator]]:
+    """Returns the resident set (or None) and a function that yields (frames, indices) from step `start` on."""
+    rows = mesh.split(devices)
+    place = functools.partial(jax.make_array_from_process_local_data, rows)
+    shard = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    if config.input.mode == "resident":
+        resident = pipeline.Resident(dataset, sharding=mesh.replicated(devices))
+
+        def batches():
+            for at in range(start, total_steps):
+                indices = pipeline.batch_indices(
+                    config.seed, at, len(dataset), config.batch_size, **shard
+                )
+                yield resident.arrays, place(indices)
+
+        return resident, batches
+    if config.input.mode != "streaming":
+        raise ValueError(
+            f"unknown input.mode '{config.input.mode}'; choose 'resident' or 'streaming'"
+        )
+
+    def streamed():
+        stream = pipeline.Streaming(
+            dataset,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            start_step=start,
+            num_steps=total_steps - start,
+            **shard,
+        )
+        for images, labels, indices in stream:
+            yield (place(images), place(labels)), place(indices)
+
+    return None, streamed
+
+
+def crop_at(
+    progress: float,
+    crop: tuple[int, int],
+    crop_schedule: tuple[tuple[float, tuple[int, int]], ...],
+) -> tuple[int, int]:
+    """The crop at a fraction of the run: the first (until, crop) not yet passed, then the full one."""
+    for until, smaller in crop_schedule:
+        if progress < until:
+            return smaller
+    return crop
+
+
+def _check_and_log(
+    window: list[dict[str, jax.Array]],
+    done: int,
+    log_every: int,
+    writers: logs.Writers,
+    progress: logs.Progress,
+) -> None:
+    """Fetches the figures of the steps since the last call, refuses what is not finite, logs what is due."""
+    first = done - len(window) + 1
+    values = [{k: float(v) for k, v in logged.items()} for logged in jax.device_get(window)]
+    for at, logged in enumerate(values, start=first):
+        if not np.isfinite([logged["loss"], logged["gradient_norm"]]).all():
+            raise TrainingDiverged(
+                f"loss {logged['loss']}, gradient norm {logged['gradient_norm']} at step {at}"
+                f" (steps {first} to {done} were looked at); lower optim.lr or warm up longer"
+            )
+        if at % log_every == 0:
+            writers.scalars(at, **logged)
+    loss = np.mean([v["loss"] for v in values])
+    progress.show(done, loss=f"{loss:.4f}", lr=f"{values[-1]['learning_rate']:.2e}")
+
+
+class _stop_signals(list):
+    """A list that SIGTERM or SIGINT fills: the loop finishes its step and saves. A second signal acts at once."""
+
+    def __enter__(self) -> "_stop_signals":
+        self._before = {}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._before[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread: the caller handles signals
+                pass
+        return self
+
+    def _note(self, number: int, _: Any) -> None:
+        self.append(signal.Signals(number).name)
+        signal.signal(number, signal.SIG_DFL)
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,26 @@
+"""The suite's rules: four virtual CPU devices, no silent broadcasting, every shape annotation checked."""
+
+import os
+import pathlib
+
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4"]
+).strip()
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+
+# Compiled code is shared by the tests of a run, those in child processes included.
+_CACHE = pathlib.Path(__file__).resolve().parent.parent / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+try:
+    import beartype  # noqa: F401
+    from jaxtyping import install_import_hook
+
+    install_import_hook("rtseg_jax", "beartype.beartype")
+except ImportError:  # annotations go unchecked, for instance on a machine without package access
+    pass

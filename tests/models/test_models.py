@@ -1,0 +1,189 @@
+"""Every named network: exact size, shapes at even and odd inputs, a gradient for every parameter."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rtseg_jax import models
+
+# Counts at 19, 20, 11 and 12 classes; at 19 they are what the paper's Tables 1 and 3 print, in M.
+PARAMETERS = {
+    "erfnet": (2066642, 2066836, 2065090, 2065284),
+    "erfnet_encoder": (1876495, 1876624, 1875463, 1875592),
+    "eacnet_erfnet": (1877636, 1877885, 1875860, 1876061),
+    "eacnet_erfnet_nonlocal": (1877636, 1877885, 1875860, 1876061),
+    "dabnet": (756643, 756902, 754571, 754830),
+    "eacnet_dabnet": (757784, 758163, 754968, 755299),
+    "eacnet_dabnet_nonlocal": (757784, 758163, 754968, 755299),
+}
+
+
+@functools.cache
+def shapes(variant, num_classes=19):
+    model = models.create(variant, num_classes=num_classes)
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    init = functools.partial(model.init, train=True)
+    return model, jax.eval_shape(init, keys, jnp.zeros((1, 32, 32, 3)))
+
+
+def filled(tree, seed=0):
+    """Variables from numpy: no compiled init. Variances positive, every parameter away from 0."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        name = path[-1].key
+        if name in ("scale", "var"):
+            return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), jnp.float32)
+        spread = (2 / max(1, np.prod(leaf.shape[:-1]))) ** 0.5 if name == "kernel" else 0.1
+        return jnp.asarray(rng.normal(0, spread, leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(fill, tree)
+
+
+def test_every_variant_is_counted():
+    assert set(PARAMETERS) == set(models.VARIANTS)
+
+
+@pytest.mark.parametrize("variant", PARAMETERS)
+def test_parameter_counts(variant):
+    for num_classes, count in zip((19, 20, 11, 12), PARAMETERS[variant], strict=True):
+        _, variables = shapes(variant, num_classes)
+        assert sum(x.size for x in jax.tree.leaves(variables["params"])) == count
+
+
+def test_erfnet_without_the_unused_head():
+    model = models.create("erfnet", num_classes=19, encoder_head=False)
+    init = functools.partial(model.init, jax.random.key(0), train=False)
+    variables = jax.eval_shape(init, jnp.zeros((1, 32, 32, 3)))
+    assert sum(x.size for x in jax.tree.leaves(variables["params"])) == 2066642 - 2451
+
+
+@pytest.mark.parametrize("size", [(64, 128), (61, 93)])
+@pytest.mark.parametrize("variant", PARAMETERS)
+def test_shapes(variant, size):
+    model, variables = shapes(variant)
+    apply = functools.partial(model.apply, train=False)
+    outputs = jax.eval_shape(apply, variables, jnp.zeros((2, *size, 3)))
+    want = size if variant == "erfnet" else tuple(-(-n // 8) for n in size)
+    assert outputs["logits"].shape == (2, *want, 19)
+    assert outputs["logits"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("variant", ["erfnet", "eacnet_erfnet", "eacnet_dabnet"])
+def test_half_precision_keeps_parameters_and_logits_in_float32(variant):
+    model = models.create(variant, num_classes=5, dtype=jnp.bfloat16)
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    image = jnp.zeros((1, 32, 32, 3))
+    variables = jax.eval_shape(functools.partial(model.init, train=True), keys, image)
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    outputs = jax.eval_shape(functools.partial(model.apply, train=False), variables, image)
+    assert outputs["logits"].dtype == jnp.float32
+
+
+# Parameters whose gradient is zero, and why.
+ZERO_GRADIENT = {
+    "erfnet": {"classifier/kernel", "classifier/bias"},  # the encoder's head: no output depends on it
+}
+# softmax does not see what is added to all scores of a query: the key's bias has no gradient but rounding.
+NEAR_ZERO = {"attention/key/bias"}
+
+
+@pytest.mark.parametrize("variant", ["erfnet", "eacnet_erfnet", "eacnet_dabnet"])
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_every_parameter_has_a_gradient(variant, alpha):
+    if variant == "erfnet" and alpha:
+        pytest.skip("ERFNet has no attention")
+    model, tree = shapes(variant, 5)
+    variables = filled(tree)
+    if "attention" in variables["params"]:
+        variables["params"]["attention"]["alpha"] = jnp.float32(alpha)
+    rng = np.random.default_rng(1)
+    image = jnp.asarray(rng.normal(size=(2, 37, 45, 3)), jnp.float32)
+
+    @jax.jit
+    def gradient(params):
+        def objective(params):
+            outputs, _ = model.apply(
+                {"params": params, "batch_stats": variables["batch_stats"]},
+                image,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(0)},
+            )
+            return jnp.sum(jnp.sin(outputs["logits"]))
+
+        return jax.grad(objective)(params)
+
+    gradients = jax.tree_util.tree_leaves_with_path(gradient(variables["params"]))
+    zero = set()
+    for path, leaf in gradients:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        assert np.isfinite(leaf).all(), name
+        if not np.any(leaf):
+            zero.add(name)
+    allowed = set(ZERO_GRADIENT.get(variant, ()))
+    if alpha == 0 and "eacnet" in variant:
+        # As long as alpha is 0 nothing flows into the projections; alpha itself moves first.
+        allowed |= {f"attention/{m}/{p}" for m in ("query", "key", "value") for p in ("kernel", "bias")}
+    assert zero - NEAR_ZERO == allowed - NEAR_ZERO
+
+
+@pytest.mark.parametrize("variant", ["eacnet_erfnet", "eacnet_dabnet", "eacnet_dabnet_nonlocal"])
+def test_alpha_zero_is_the_network_without_attention(variant):
+    backbone = "erfnet_encoder" if "erfnet" in variant else "dabnet"
+    model, tree = shapes(variant, 5)
+    variables = filled(tree)
+    variables["params"]["attention"]["alpha"] = jnp.float32(0)
+    image = jnp.asarray(np.random.default_rng(2).normal(size=(1, 40, 48, 3)), jnp.float32)
+    plain = {
+        "params": {k: v for k, v in variables["params"].items() if k != "attention"},
+        "batch_stats": variables["batch_stats"],
+    }
+    with_attention = model.apply(variables, image, train=False)["logits"]
+    without = models.create(backbone, num_classes=5).apply(plain, image, train=False)["logits"]
+    np.testing.assert_array_equal(with_attention, without)
+
+
+def test_self_calibration_attention_is_its_equation():
+    """Eqs. 8 and 9 in numpy, on a map whose last row and column the floor pool drops."""
+    from rtseg_jax.models.eacnet import SelfCalibrationAttention
+
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(1, 5, 7, 4)).astype(np.float32)
+    module = SelfCalibrationAttention()
+    params = {
+        m: {
+            "kernel": rng.normal(size=(1, 1, 4, 4)).astype(np.float32),
+            "bias": rng.normal(size=4).astype(np.float32),
+        }
+        for m in ("query", "key", "value")
+    }
+    variables = jax.tree.map(jnp.asarray, {"params": {**params, "alpha": np.float32(0.7)}})
+    got = module.apply(variables, jnp.asarray(x))
+
+    def project(m, y):
+        return y.reshape(-1, 4) @ params[m]["kernel"][0, 0] + params[m]["bias"]
+
+    down = x[0, :4, :6].reshape(2, 2, 3, 2, 4).max(axis=(1, 3))
+    scores = project("query", x) @ project("key", down).T
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    want = x + 0.7 * (weights @ project("value", down)).reshape(x.shape)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: models.create("eacnet_dab", num_classes=2), "did you mean 'eacnet_dabnet'"),
+        (lambda: models.create("dabnet", num_classes=2, atention="none"), "no option 'atention'"),
+        (lambda: models.create("dabnet", num_classes=2, attention="sca"), "self_calibration"),
+        (lambda: models.create("dabnet", num_classes=2, backbone="vgg"), "'erfnet' or 'dabnet'"),
+    ],
+)
+def test_wrong_names_are_answered(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,240 @@
+"""Every network equals its plain PyTorch twin: logits, gradients, running statistics, counts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rtseg_jax import convert, models
+from rtseg_jax.models import eacnet
+
+torch = pytest.importorskip("torch")
+
+from rtseg_jax import torch_ref  # noqa: E402
+from rtseg_jax.torch_ref import losses as torch_losses  # noqa: E402
+
+CLASSES = 19
+
+# At 19, 20, 11 and 12 classes; those at 19 are Tables 1 and 3 of the paper.
+PARAMETERS = {
+    "erfnet": (2066642, 2066836, 2065090, 2065284),
+    "erfnet_encoder": (1876495, 1876624, 1875463, 1875592),
+    "eacnet_erfnet": (1877636, 1877885, 1875860, 1876061),
+    "eacnet_erfnet_nonlocal": (1877636, 1877885, 1875860, 1876061),
+    "dabnet": (756643, 756902, 754571, 754830),
+    "eacnet_dabnet": (757784, 758163, 754968, 755299),
+    "eacnet_dabnet_nonlocal": (757784, 758163, 754968, 755299),
+}
+
+# 145x161 is odd at every scale: 73x81, 37x41, 19x21. Each pool beside a stride-2 convolution meets
+# an odd size, the attention's pool drops a row and a column, and ERFNet's decoder overshoots by 7.
+# The map at stride 8 is larger than the greatest dilation (16), so its outer taps read the map.
+SIZES = ((64, 128), (145, 161))
+
+
+def shapes(model):
+    key = jax.random.key(0)
+    init = functools.partial(model.init, train=True)
+    return jax.eval_shape(
+        init, {"params": key, "dropout": key}, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    )
+
+
+def fill(template, seed):
+    """Variables in which nothing is at its neutral value: no scale of 1, no mean of 0, no alpha of 0."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, like):
+        name, shape = path[-1].key, like.shape
+        if name == "kernel":
+            value = rng.normal(size=shape) * np.sqrt(1 / np.prod(shape[:-1]))
+            if path[-2].key in ("query", "key"):
+                value *= 0.5  # keeps the attention between uniform and one-hot
+        elif name in ("scale", "var"):
+            value = rng.uniform(0.5, 1.5, shape)
+        elif name == "slope":
+            value = rng.uniform(0.1, 0.4, shape)
+        elif name == "alpha":
+            value = np.full(shape, 0.7)
+        else:
+            assert name in ("bias", "mean"), name
+            value = rng.normal(size=shape) * 0.2
+        return value.astype(like.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, template)
+
+
+def twins(variant, **options):
+    """The Flax network, variables for it, and the PyTorch network that holds the same."""
+    model = models.create(variant, num_classes=CLASSES, **options)
+    variables = fill(shapes(model), seed=sorted(PARAMETERS).index(variant))
+    twin = torch_ref.create(variant, CLASSES, **options)
+    state = {name: torch.from_numpy(array) for name, array in convert.to_torch(variables).items()}
+    missing, unexpected = twin.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all(name.endswith("num_batches_tracked") for name in missing), missing
+    return model, variables, twin
+
+
+@pytest.mark.parametrize("variant", PARAMETERS)
+def test_counts(variant):
+    for num_classes, count in zip((19, 20, 11, 12), PARAMETERS[variant], strict=True):
+        twin = torch_ref.create(variant, num_classes)
+        assert sum(p.numel() for p in twin.parameters()) == count
+
+
+def test_the_tables_name_the_same_networks():
+    assert list(torch_ref.VARIANTS) == list(models.VARIANTS) == list(PARAMETERS)
+
+
+def test_unknown_names():
+    with pytest.raises(
+        ValueError, match="unknown model 'earnet'; choose one of erfnet, .*nonlocal$"
+    ):
+        torch_ref.create("earnet", 19)
+    with pytest.raises(
+        ValueError, match="dabnet has no option 'width'; it has attention, backbone"
+    ):
+        torch_ref.create("dabnet", 19, width=2)
+    with pytest.raises(ValueError, match="unknown attention 'sca'; choose one of self_calibration"):
+        torch_ref.create("eacnet_dabnet", 19, attention="sca")
+    with pytest.raises(ValueError, match="unknown backbone 'resnet'; choose one of erfnet, dabnet"):
+        torch_ref.create("eacnet_dabnet", 19, backbone="resnet")
+
+
+@pytest.mark.parametrize("variant", PARAMETERS)
+def test_logits(variant):
+    model, variables, twin = twins(variant)
+    twin.eval()
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    for h, w in SIZES:
+        image = np.random.default_rng(h).normal(size=(2, h, w, 3)).astype(np.float32)
+        ours = apply(variables, image)["logits"]
+        with torch.inference_mode():
+            theirs = twin(torch.from_numpy(image.transpose(0, 3, 1, 2))).numpy()
+        stride = 1 if variant == "erfnet" else 8
+        assert ours.shape == (2, -(-h // stride), -(-w // stride), CLASSES)
+        assert np.ptp(theirs) > 1
+        np.testing.assert_allclose(ours, theirs.transpose(0, 2, 3, 1), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ("eacnet_erfnet", "eacnet_dabnet"))
+def test_attention_matters(variant):
+    """The parity above would not see an attention that adds nothing."""
+    _, _, twin = twins(variant)
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 3, 64, 128))).float()
+    with torch.inference_mode():
+        with_attention = twin.eval()(image)
+        twin.attention.alpha.zero_()
+        without = twin(image)
+    spread = (with_attention - without).std(dim=(2, 3))
+    assert (spread > 0.01).all()
+
+
+def ours_and_theirs(model, variables, twin, label, weights):
+    """Loss, gradient by torch's names and running statistics by torch's names: ours, then torch's."""
+    b, h, w = label.shape
+    image = np.random.default_rng(1).normal(size=(b, h, w, 3)).astype(np.float32)
+
+    @jax.jit
+    def step(params, batch_stats, image, label):
+        def objective(params):
+            outputs, changed = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                image,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            loss, _ = eacnet.loss(
+                outputs,
+                {"label": label},
+                kind="cross_entropy",
+                class_weights=weights,
+                threshold=0.7,
+                min_kept=1 / 16,
+            )
+            return loss, changed["batch_stats"]
+
+        return jax.value_and_grad(objective, has_aux=True)(params)
+
+    (loss, batch_stats), gradient = step(
+        variables["params"], variables["batch_stats"], image, label
+    )
+
+    twin.train()
+    twin.zero_grad()
+    logits = torch_ref.upsample(twin(torch.from_numpy(image.transpose(0, 3, 1, 2))), (h, w))
+    expected = torch_losses.cross_entropy(
+        logits, torch.from_numpy(label), torch.tensor(weights, dtype=torch.float32)
+    )
+    expected.backward()
+    theirs = {
+        name: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy()
+        for name, p in twin.named_parameters()
+    }
+    return (
+        (
+            float(loss),
+            convert.to_torch({"params": gradient}),
+            convert.to_torch({"batch_stats": batch_stats}),
+        ),
+        (expected.item(), theirs, {name: v.numpy() for name, v in twin.state_dict().items()}),
+    )
+
+
+def check_gradient(ours, theirs, tolerance):
+    """Per parameter, relative to its norm; a bias before a BatchNorm has gradient 0 up to rounding."""
+    assert ours.keys() == theirs.keys()
+    total = np.sqrt(sum(np.square(g).sum() for g in theirs.values()))
+    for name, g in theirs.items():
+        error = np.linalg.norm(ours[name] - g)
+        assert error <= tolerance * np.linalg.norm(g) + 1e-6 * total, (name, error)
+
+
+def batch():
+    rng = np.random.default_rng(2)
+    label = rng.integers(0, CLASSES, (2, 49, 81)).astype(np.int32)
+    label[:, :7] = 255
+    return label, tuple(rng.uniform(0.5, 2, CLASSES).tolist())
+
+
+# A float32 rounding that moves one value over the kink of a (P)ReLU changes the gradient by up to some
+# percent, in torch as here. So the kinks are taken out for the sharp comparison (a slope of 1 still has
+# a gradient), and only a wrong formula, not a rounding, exceeds the bound of the other one.
+@pytest.mark.parametrize(
+    ("variant", "slope", "tolerance"),
+    [("eacnet_dabnet", 1.0, 1e-4), ("eacnet_dabnet", None, 0.2), ("erfnet", None, 0.2)],
+)
+def test_training(variant, slope, tolerance):
+    """Loss, gradient of every parameter, running statistics of one pass in training mode, no dropout."""
+    model, variables, twin = twins(variant, dropout=(0.0, 0.0))
+    if slope is not None:
+        variables = jax.tree_util.tree_map_with_path(
+            lambda path, x: np.full_like(x, slope) if path[-1].key == "slope" else x, variables
+        )
+        state = {name: torch.from_numpy(a) for name, a in convert.to_torch(variables).items()}
+        twin.load_state_dict(state, strict=False)
+    counts = {}  # values per channel, of each BatchNorm
+    for name, module in twin.named_modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_forward_hook(
+                lambda _, inputs, __, name=name: counts.update(
+                    {name: inputs[0].numel() // inputs[0].shape[1]}
+                )
+            )
+    ours, theirs = ours_and_theirs(model, variables, twin, *batch())
+
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    check_gradient(ours[1], theirs[1], tolerance)
+
+    statistics, state = ours[2], theirs[2]
+    before = convert.to_torch({"batch_stats": variables["batch_stats"]})
+    assert len(statistics) == 2 * len(counts)
+    for name, n in counts.items():
+        mean, var = f"{name}.running_mean", f"{name}.running_var"
+        np.testing.assert_allclose(statistics[mean], state[mean], rtol=0, atol=1e-5)
+        # torch's running variance is the unbiased one.
+        unbiased = 0.9 * before[var] + (statistics[var] - 0.9 * before[var]) * n / (n - 1)
+        np.testing.assert_allclose(unbiased, state[var], rtol=1e-4)

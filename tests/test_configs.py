@@ -1,0 +1,117 @@
+"""Every config loads, is locked, fits the loop, has no key that the code never reads."""
+
+import itertools
+import re
+
+import ml_collections
+import pytest
+
+from rtseg_jax import models, settings, train
+
+COMBINATIONS = [
+    *(
+        f"eacnet:{','.join(words)}"
+        for words in itertools.product(
+            ("dabnet", "erfnet"),
+            ("cityscapes", "camvid", "streets"),
+            ("scratch", "stage1", "stage2", "control"),
+            ("self_calibration", "non_local"),
+        )
+    ),
+    *(f"dabnet:{d}" for d in ("cityscapes", "camvid", "streets")),
+    *(
+        f"erfnet:{n},{d}"
+        for n in ("base", "encoder")
+        for d in ("cityscapes", "camvid", "streets")
+    ),
+    *(f"camvid_short:{v}" for v in models.VARIANTS),
+]
+
+
+@pytest.mark.parametrize("spec", COMBINATIONS)
+def test_loads_locked_and_builds_its_network(spec):
+    config = settings.load(spec)
+    assert config.is_locked
+    model = models.create(config.model.name, num_classes=2, **settings.model_options(config))
+    if "stage1" in spec or "control" in spec:
+        assert model.attention == "none"
+    elif "non_local" in spec:
+        assert model.attention == "non_local"
+    weights = config.loss.class_weights
+    if weights is not None:
+        assert len(weights) == {"cityscapes": 19, "camvid": 11}[config.input.dataset]
+
+
+def test_every_shipped_config_is_tried_here():
+    assert {spec.partition(":")[0] for spec in COMBINATIONS} == set(settings.shipped_configs())
+
+
+@pytest.mark.parametrize(
+    "spec", ["eacnet:erfnet,smoke", "erfnet:smoke", "erfnet:encoder,camvid,smoke", "camvid_short:smoke"]
+)
+def test_trains_two_steps(spec, tmp_path):
+    result = train.train_and_evaluate(settings.load(spec), str(tmp_path / "run"))
+    assert result["step"] == 2
+
+
+def test_the_papers_values():
+    """Section 4.1 and the readings, literally."""
+    erf = settings.load("eacnet:erfnet,cityscapes")
+    assert (erf.augment.crop, erf.augment.scales) == ((512, 1024), (0.75, 1.0, 1.25, 1.5, 1.75, 2.0))
+    assert (erf.num_epochs, erf.batch_size, erf.optim.lr) == (400, 8, 5e-4)
+    assert (erf.optim.method.name, erf.optim.method.weight_decay) == ("adam", 1e-4)
+    assert (erf.optim.schedule.per, erf.optim.schedule.power) == ("epoch", 0.9)
+    assert (erf.loss.kind, erf.loss.threshold, erf.loss.min_kept) == ("ohem", 0.7, 1 / 16)
+    dab = settings.load("eacnet:dabnet,cityscapes")
+    assert (dab.num_epochs, dab.optim.lr, dab.optim.method.name) == (1000, 4.5e-2, "sgd")
+    assert (dab.optim.schedule.warmup_steps, dab.optim.schedule.warmup_start) == (500, 1 / 3)
+    camvid = settings.load("eacnet:camvid")
+    assert (camvid.num_epochs, camvid.batch_size, camvid.optim.lr) == (1000, 16, 1e-3)
+    assert (camvid.augment.crop, camvid.optim.method.weight_decay) == ((360, 480), 2e-4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("eacnet:dabnet,erfnet", "both 'dabnet' and 'erfnet'"),
+        ("eacnet:kitti", "unknown argument 'kitti'"),
+        ("nothing_such", "no config 'nothing_such'"),
+    ],
+)
+def test_wrong_arguments(spec, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        settings.load(spec)
+
+
+def test_no_key_is_never_read(tmp_path, monkeypatch):
+    """A config that records what is read off it; a key nobody asks for is a lie to the user."""
+    config = settings.load("eacnet:smoke")
+    every = {k for k in settings.keys(config) if not isinstance(_get(config, k), ml_collections.ConfigDict)}
+    read = set()
+    original = ml_collections.ConfigDict.__getitem__
+    names = {id(config): ""}
+
+    def record(self, key):
+        value = original(self, key)
+        prefix = names.get(id(self))
+        if prefix is not None:
+            if isinstance(value, ml_collections.ConfigDict):
+                names[id(value)] = f"{prefix}{key}."
+            read.add(f"{prefix}{key}")
+        return value
+
+    monkeypatch.setattr(ml_collections.ConfigDict, "__getitem__", record)
+    # Writing config.json reads everything, and would hide what nothing else reads.
+    monkeypatch.setattr(settings, "write", lambda config, workdir: None)
+    with config.unlocked():
+        config.init_from.workdir = ""
+    train.train_and_evaluate(config, str(tmp_path / "run"))
+    # Read only with init_from.workdir; and as keyword arguments, all of a group at once.
+    elsewhere = {"init_from.checkpoint", "init_from.modules"}
+    assert every - read == elsewhere
+
+
+def _get(config, dotted):
+    for part in dotted.split("."):
+        config = config[part]
+    return config

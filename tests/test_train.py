@@ -1,0 +1,292 @@
+"""The whole loop on tiny rendered streets: it learns, resumes bit for bit, survives kills, is the same on any devices."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from rtseg_jax import checkpoint, evaluate, mesh, settings, train
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def tiny(**overrides):
+    """configs/eacnet.py:smoke, with dotted keys overridden."""
+    config = settings.load("eacnet:smoke")
+    with config.unlocked():
+        for key, value in overrides.items():
+            *parents, leaf = key.split("__")
+            node = config
+            for parent in parents:
+                node = node[parent]
+            assert leaf in node, key
+            node[leaf] = value
+    return config.lock()
+
+
+def final_state(workdir):
+    with checkpoint.open_manager(pathlib.Path(workdir), read_only=True) as manager:
+        step = manager.latest_step()
+        tree = manager.restore(step, args=checkpoint.ocp.args.StandardRestore())
+    return step, {
+        jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def log(workdir):
+    return [json.loads(x) for x in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(a, b):
+    step_a, state_a = final_state(a)
+    step_b, state_b = final_state(b)
+    assert step_a == step_b
+    assert state_a.keys() == state_b.keys()
+    for name, value in state_a.items():
+        np.testing.assert_array_equal(value, state_b[name], err_msg=name)
+    assert log(a) == log(b)
+
+
+@pytest.fixture(scope="module")
+def four_steps(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "four"
+    config = tiny(num_steps=4, eval__every_steps=2, ema_decay=0.9)
+    result = train.train_and_evaluate(config, str(workdir))
+    return workdir, result
+
+
+def test_what_a_run_leaves_behind(four_steps):
+    workdir, result = four_steps
+    lines = log(workdir)
+    assert [x["step"] for x in lines if "loss" in x] == [1, 2, 3, 4]
+    assert [x["step"] for x in lines if "miou" in x] == [2, 4]
+    report = json.loads((workdir / "evaluation.json").read_text())
+    assert report["miou"] == result["miou"]
+    assert report["images"] == 3
+    assert set(report["iou"]) >= {"road", "sky", "bicycle"}
+    confusion = np.array(report["confusion"])
+    assert confusion.shape == (19, 19)
+    assert 0.8 * 3 * 64 * 128 < confusion.sum() <= 3 * 64 * 128  # void does not count
+    assert len(list((workdir / "overlays").glob("*.png"))) == 1
+    assert list(workdir.glob("events.out.tfevents*"))
+    assert "backbone/stem1/conv/kernel (3, 3, 3, 32)" in (workdir / "params.txt").read_text()
+    assert json.loads((workdir / "config.json").read_text())["num_steps"] == 4
+
+
+def test_evaluating_the_run_again_gives_the_same_figures(four_steps, tmp_path):
+    workdir, result = four_steps
+    scores = evaluate.evaluate_run(
+        workdir, split="val", which="best", output=tmp_path / "out", batch_size=2, overlays=1
+    )
+    assert scores.miou == pytest.approx(result["miou"], abs=1e-4)
+    assert (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_two_and_two_steps_are_four(four_steps, tmp_path, capsys, monkeypatch):
+    """Stopped by a signal after step 2 and started again: the same log and weights, bit for bit."""
+    whole, _ = four_steps
+    config = tiny(num_steps=4, eval__every_steps=2, ema_decay=0.9)
+    check = train._check_and_log
+
+    def stop_after_three(window, done, *rest):
+        check(window, done, *rest)
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train, "_check_and_log", stop_after_three)
+    result = train.train_and_evaluate(config, str(tmp_path / "run"))
+    assert result == {"step": 3, "miou": None}
+    assert "the same command goes on" in capsys.readouterr().out
+    monkeypatch.setattr(train, "_check_and_log", check)
+    train.train_and_evaluate(config, str(tmp_path / "run"))
+    assert f"resuming {tmp_path / 'run'} at step 3 of 4" in capsys.readouterr().out
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_streaming_and_resident_input_train_the_same(four_steps, tmp_path):
+    pytest.importorskip("tensorflow")
+    config = tiny(num_steps=4, eval__every_steps=2, ema_decay=0.9, input__mode="streaming")
+    train.train_and_evaluate(config, str(tmp_path / "run"))
+    assert_same_run(four_steps[0], tmp_path / "run")
+
+
+def command(workdir, **flags):
+    arguments = [f"--config.{k.replace('__', '.')}={v}" for k, v in flags.items()]
+    return [
+        sys.executable,
+        "-m",
+        "rtseg_jax.main",
+        "--config=configs/eacnet.py:smoke",
+        f"--workdir={workdir}",
+        *arguments,
+    ]
+
+
+def test_killed_at_random_and_started_again(tmp_path):
+    """SIGKILL at three random moments of a run: it ends with the weights and the log of an undisturbed one."""
+    flags = {"num_steps": 12, "eval__every_steps": 6, "checkpoint_every": 2}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+
+    def start(workdir):
+        return subprocess.Popen(
+            command(workdir, **flags),
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    whole = start(tmp_path / "whole")
+    assert whole.wait(timeout=300) == 0, whole.stdout.read()
+    rng = np.random.default_rng()
+    for _ in range(3):
+        run = start(tmp_path / "run")
+        wanted = rng.integers(1, 4)
+        for line in run.stdout:
+            wanted -= line.startswith("step ")
+            if wanted == 0:
+                break
+        time.sleep(rng.uniform(0, 0.15))
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    last = start(tmp_path / "run")
+    out = last.communicate(timeout=300)[0]
+    assert last.returncode == 0, out
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_one_device_equals_four(four_steps, tmp_path, monkeypatch):
+    one = mesh.make_mesh(jax.devices()[:1])
+    assert mesh.make_mesh().devices.size == 4
+    monkeypatch.setattr(mesh, "make_mesh", lambda devices=None: one)
+    config = tiny(num_steps=4, eval__every_steps=2, ema_decay=0.9)
+    train.train_and_evaluate(config, str(tmp_path / "run"))
+    for a, b in zip(log(four_steps[0]), log(tmp_path / "run"), strict=True):
+        assert a["step"] == b["step"]
+        if "loss" in a:
+            assert a["loss"] == pytest.approx(b["loss"], rel=2e-4)
+    _, four = final_state(four_steps[0])
+    _, single = final_state(tmp_path / "run")
+    compared = 0
+    for name, value in four.items():
+        if "batch_stats" in name:
+            np.testing.assert_allclose(value, single[name], rtol=5e-3, atol=5e-4, err_msg=name)
+            compared += 1
+    assert compared > 100
+
+
+def test_stage_two_begins_with_stage_one(four_steps, tmp_path, capsys):
+    """EACNet's second stage: backbone and classifier come from the first, the attention is fresh."""
+    first = tmp_path / "first"
+    train.train_and_evaluate(
+        tiny(num_steps=2, model__options={"attention": "none"}), str(first)
+    )
+    capsys.readouterr()
+    config = tiny(num_steps=2, init_from__workdir=str(first), optim__lr=0.0)
+    train.train_and_evaluate(config, str(tmp_path / "second"))
+    assert "initialised backbone, classifier from" in capsys.readouterr().out
+    _, one = final_state(first)
+    _, two = final_state(tmp_path / "second")
+    shared = [n for n in one if n.startswith("['ema']['params']")]
+    assert len(shared) > 50
+    for name in shared:  # a learning rate of 0 keeps what was taken
+        np.testing.assert_array_equal(two[name.replace("ema", "params", 1).replace("['params']['params']", "['params']")], one[name])
+    assert not np.any(two["['params']['attention']['alpha']"])
+
+
+def test_stage_two_without_a_first_run_says_so(tmp_path):
+    config = tiny(init_from__required=True)
+    with pytest.raises(ValueError, match="--config.init_from.workdir=RUN"):
+        train.train_and_evaluate(config, str(tmp_path / "run"))
+
+
+def test_divergence_names_the_step(tmp_path):
+    config = tiny(num_steps=3, optim__lr=1e30)
+    with pytest.raises(train.TrainingDiverged, match=r"at step [23] "):
+        train.train_and_evaluate(config, str(tmp_path / "run"))
+
+
+def test_another_network_in_the_same_folder_is_refused(four_steps, tmp_path):
+    import shutil
+
+    shutil.copytree(four_steps[0], tmp_path / "run")
+    config = tiny(num_steps=4, model__options={"attention": "none"}, ema_decay=0.9)
+    with pytest.raises(ValueError, match="only in the file: .*attention"):
+        train.train_and_evaluate(config, str(tmp_path / "run"))
+
+
+def test_crop_schedule():
+    schedule = ((0.5, (1, 2)), (0.85, (3, 4)))
+    assert train.crop_at(0.0, (5, 6), schedule) == (1, 2)
+    assert train.crop_at(0.5, (5, 6), schedule) == (3, 4)
+    assert train.crop_at(0.9, (5, 6), schedule) == (5, 6)
+    assert train.crop_at(0.0, (5, 6), ()) == (5, 6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"batch_size": 6}, "6 cannot be divided among 4 devices; use 4 or 8"),
+        ({"batch_size": 16}, "batch_size 16 exceeds the 8 images"),
+        ({"model__name": "eacnett_dabnet"}, "did you mean 'eacnet_dabnet'"),
+        ({"input__mode": "resdent"}, "choose 'resident' or 'streaming'"),
+        ({"optim__method__name": "lion"}, "choose one of adam, adamw, sgd"),
+        ({"loss__kind": "dice"}, "'cross_entropy' or 'ohem'"),
+    ],
+)
+def test_wrong_values_are_one_line(overrides, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as error:
+        train.train_and_evaluate(tiny(**overrides), str(tmp_path / "run"))
+    assert "\n" not in str(error.value)
+
+
+def test_workdir_needs_its_parent(tmp_path):
+    with pytest.raises(FileNotFoundError, match="parent folder does not exist"):
+        train.train_and_evaluate(tiny(), str(tmp_path / "a" / "b"))
+
+
+def program(*arguments, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, "-m", "rtseg_jax.main", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=eacnet:smoke", "--workdir=w", "--config.optm.lr=1"], "config.optim.lr?"),
+        (["--config=eacnet:smoke", "--workdir=w", "--config.optim.lr=fast"], "fast"),
+        (["--config=ecanet", "--workdir=w"], "did you mean 'eacnet'"),
+        (["--config=eacnet:dab", "--workdir=w"], "unknown argument 'dab'"),
+        (["--config=eacnet:camvid", "--workdir=w"], "streets"),
+        (["--config=eacnet"], "--workdir"),
+        (["--workdir=w", "--confg=x"], "confg"),
+        (["--config=eacnet:smoke", "--workdir=no/such/w"], "parent folder"),
+    ],
+)
+def test_the_program_answers_in_one_line(arguments, message, tmp_path):
+    result = program(*arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    errors = [x for x in result.stderr.splitlines() if x.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    assert message in errors[0]
+    assert "Traceback" not in result.stderr
+
+
+def test_a_relative_workdir_and_a_config_by_name_work_anywhere(tmp_path):
+    result = program("--config=dabnet:smoke", "--workdir=run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "evaluation.json").exists()
+    assert "mIoU" in result.stdout
