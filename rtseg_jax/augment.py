@@ -6,7 +6,7 @@ bilinear (no antialiasing, as cv2 and torch do) for the image, nearest for the l
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 IGNORE = 255
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow and torchvision
@@ -58,7 +58,8 @@ def scale_and_crop(
         scale: The enlarged size is round(scale * size).
         offset: In [0, 1): where the crop lies between the first and the last possible place, (y, x).
         flip: Whether to mirror left and right.
-        crop: (height, width) in pixels. Where the enlarged image is smaller, the rest lies at the bottom and right.
+        crop: (height, width) in pixels. Where the enlarged image is smaller, the rest lies at the bottom and right
+            (left, when mirrored).
 
     Returns:
         The image, float32 in [0, 255]; the label, 255 outside; and which pixels are inside, [ch, cw] bool.
@@ -137,7 +138,7 @@ def augment(
     key = jax.random.fold_in(jax.random.key(seed), step)
 
     def one(image: Array, label: Array, index: Array) -> tuple[Array, Array]:
-        keys: Key[Array, "4"] = jax.random.split(jax.random.fold_in(key, index), 4)
+        keys = jax.random.split(jax.random.fold_in(key, index), 4)
         if scale_range is None:
             scale = jax.random.choice(keys[0], jnp.asarray(scales, jnp.float32))
         else:

@@ -71,7 +71,9 @@ def restore(manager: ocp.CheckpointManager, template: Any, step: int | None = No
     wanted = shapes_of(template)
     if saved != wanted:
         where = pathlib.Path(manager.directory) / str(step)
-        raise ValueError(f"checkpoint {where} does not fit this config: {difference(saved, wanted)}")
+        raise ValueError(
+            f"checkpoint {where} does not fit this config: {difference(saved, wanted)}"
+        )
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     return manager.restore(step, args=ocp.args.StandardRestore(abstract))
 

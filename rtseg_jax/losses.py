@@ -36,13 +36,14 @@ def _terms(
         )
     valid = label != IGNORE
     target = jnp.where(valid, label, 0)
-    logits = jnp.moveaxis(logits.astype(jnp.float32), axis, 0)
-    # An unrolled select over the classes stays in one fused loop; a gather along the class axis would not.
-    top = jax.lax.stop_gradient(jnp.max(logits, axis=0, keepdims=True))
+    logits = logits.astype(jnp.float32)
+    top = jax.lax.stop_gradient(jnp.max(logits, axis=axis, keepdims=True))
     shifted = logits - top
-    log_total = jnp.log(jnp.sum(jnp.exp(shifted), axis=0))
-    classes = jnp.arange(num_classes).reshape(-1, *(1,) * label.ndim)
-    own = jnp.sum(jnp.where(classes == target[None], shifted, 0.0), axis=0)
+    log_total = jnp.log(jnp.sum(jnp.exp(shifted), axis=axis))
+    # A select over the classes stays in one fused loop; a gather along their axis would not.
+    classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis % logits.ndim)
+    own = classes == jnp.expand_dims(target, axis)
+    own = jnp.sum(jnp.where(own, shifted, 0.0), axis=axis)
     entropy = jnp.where(valid, log_total - own, 0.0)
     if class_weights is None:
         weight = valid.astype(jnp.float32)

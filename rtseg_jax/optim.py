@@ -20,7 +20,7 @@ def poly(
     warmup_steps: int = 0,
     warmup_start: float = 0.0,
 ) -> optax.Schedule:
-    """lr (1 - t/T)^power after a linear warm-up, T counted from the end of the warm-up.
+    """A rate of lr (1 - t/T)^power after a linear warm-up, T counted from the end of the warm-up.
 
     Args:
         lr: The rate at t = 0.
@@ -37,7 +37,7 @@ def poly(
         warm = jnp.minimum(step / max(warmup_steps, 1), 1.0)
         rising = warmup_start + (1 - warmup_start) * warm
         updates = jnp.floor(jnp.maximum(step - warmup_steps, 0.0) / steps_per_update)
-        falling = jnp.maximum(1 - updates * steps_per_update / span, 0.0) ** power
+        falling = jnp.maximum((span - updates * steps_per_update) / span, 0.0) ** power
         return lr * jnp.where(step < warmup_steps, rising, falling)
 
     return schedule
@@ -153,7 +153,7 @@ def make_optimizer(
     weight_decay: float,
     groups: Sequence[Group],
 ) -> optax.GradientTransformation:
-    """torch's Adam, AdamW or SGD.
+    """Adam, AdamW or SGD as torch computes them.
 
     Args:
         params: The parameters (or their shapes), for the groups.

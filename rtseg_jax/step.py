@@ -20,14 +20,14 @@ class TrainState(flax.struct.PyTreeNode):
     """Everything that a step changes and a checkpoint keeps.
 
     Attributes:
-        step: Steps done, int32.
+        step: Steps done, int32 scalar.
         params: The network's parameters.
         batch_stats: Running means and variances.
         opt_state: Of optax.
         ema: {"params", "batch_stats"} averaged over the steps, or None.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     batch_stats: Any
     opt_state: Any

@@ -1,5 +1,6 @@
 """Training, from a config to a finished run, in the order in which it happens."""
 
+import contextlib
 import functools
 import pathlib
 import signal
@@ -75,7 +76,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
 
     # Where to begin: this run's latest checkpoint, else another run's weights, else scratch
     settings.write(config, workdir)
-    manager = checkpoint.open_manager(workdir)
+    cleanup = contextlib.ExitStack()
+    manager = cleanup.enter_context(checkpoint.open_manager(workdir))
     if manager.latest_step() is not None:
         state = checkpoint.restore(manager, state)
         print(f"resuming {workdir} at step {int(state.step)} of {total_steps}")
@@ -84,7 +86,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     elif config.init_from.required:
         raise ValueError("this stage goes on from another run; give --config.init_from.workdir=RUN")
     start = int(state.step)
-    writers = logs.Writers(workdir, start)
+    writers = cleanup.enter_context(contextlib.closing(logs.Writers(workdir, start)))
     _describe(workdir, config, model, state, train_set, eval_set, total_steps, devices)
 
     # Steps, one compiled program for each crop size
@@ -122,7 +124,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     # The loop
     window, result, saved = [], None, start
     progress = logs.Progress(config.batch_size, start, total_steps)
-    with _stop_signals() as stop:
+    cleanup.callback(progress.close)
+    with cleanup, _stop_signals() as stop:
         batches = progress.timed(make_batches())
         for done, (frames, indices) in enumerate(batches, start=start + 1):
             crop = crop_at((done - 1) / total_steps, config.augment.crop, crop_schedule)
@@ -156,9 +159,6 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
             if stop and done < total_steps:
                 progress.say(f"{stop[0]}: saved step {done}; the same command goes on from there")
                 return {"step": done, "miou": None}
-    progress.close()
-    manager.close()
-    writers.close()
 
     # The report, of the best checkpoint
     with checkpoint.open_manager(workdir, read_only=True) as manager:

@@ -15,6 +15,7 @@ FLOORS = {
     "nn.conv": 0.1,  # ConvBatchNorm pairs a convolution with a norm
     "nn": 0,
     "data.spec": 0,
+    "data.canvas": 0,
     "data.streets": 1,
     "data.camvid": 1,
     "data.cityscapes": 1,

@@ -4,7 +4,7 @@ import os
 
 from rtseg_jax.data import camvid, cityscapes, spec, streets
 
-NAMES = ("cityscapes", "camvid", "streets")
+TABLES = {**spec.TABLES, "streets": spec.TABLES["cityscapes"]}  # of each dataset that load knows
 STREETS_SPLITS = ("train", "val", "test")
 
 
@@ -59,8 +59,8 @@ def load(
         raise ValueError(f"size {size} is impossible; expects (h, w) in pixels")
     if name == "streets":
         return _streets(split, size, seed, num_examples)
-    if name not in NAMES:
-        raise ValueError(f"unknown dataset {name!r}; choose one of {', '.join(NAMES)}")
+    if name not in TABLES:
+        raise ValueError(f"unknown dataset {name!r}; choose one of {', '.join(TABLES)}")
     if not root:
         raise ValueError(
             f"{name} needs the folder of its data, got root={root!r}; "

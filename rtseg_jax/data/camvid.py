@@ -1,4 +1,4 @@
-"""CamVid (Brostow, Fauqueur, Cipolla 2009) as the SegNet tutorial distributes it: 360x480, 11 classes and void."""
+"""CamVid (Brostow, Fauqueur, Cipolla, 2009) as the SegNet tutorial has it: 360x480, 11 classes."""
 
 import os
 import pathlib
@@ -41,7 +41,7 @@ def _pairs(root: pathlib.Path, split: str) -> list[tuple[pathlib.Path, pathlib.P
 
 
 def load(root: str | os.PathLike[str], split: str) -> spec.Dataset:
-    """One split of the SegNet tree: 367 train, 101 val, 233 test images, trainval = train, then val.
+    """One split of the SegNet tree: 367 train, 101 val, 233 test images; trainval is train, then val.
 
     Args:
         root: The folder with train, trainannot, val, valannot, test, testannot.

@@ -104,7 +104,7 @@ def _pairs(root: pathlib.Path, split: str) -> list[tuple[pathlib.Path, pathlib.P
         )
     pairs = []
     for key, image in sorted(images.items()):
-        # labelIds first: they are the archive's own, train ids may have been made with another table.
+        # labelIds first: they are the archive's own; train ids may stem from another table.
         ending = next((e for e in _LABELS if key in labels[e]), None)
         if ending is None:
             wanted = label_root / f"{key}_gtFine_labelIds.png"
@@ -123,9 +123,9 @@ def _pairs(root: pathlib.Path, split: str) -> list[tuple[pathlib.Path, pathlib.P
 
 
 def load(root: str | os.PathLike[str], split: str) -> spec.Dataset:
-    """One split of the official tree: 2975 train, 500 val, 1525 test images of 1024x2048, trainval = train, then val.
+    """One split of the official tree: 2975 train, 500 val, 1525 test images of 1024x2048.
 
-    The official test labels are blank: every pixel is ignored.
+    trainval is train, then val. The official test labels are blank: every pixel is ignored.
 
     Args:
         root: The folder with leftImg8bit and gtFine.

@@ -1,7 +1,7 @@
 """How examples reach the device: a resident set or a stream, the same bytes in the same order.
 
-The order is a pure function of (seed, step), so resuming is counting and bit-exact. Training drops the last partial
-batch of an epoch, as the papers' code does; evaluation drops nothing.
+The order is a pure function of (seed, step), so resuming is counting and bit-exact. Training drops
+the last partial batch of an epoch, as the papers' code does; evaluation drops nothing.
 """
 
 import collections
@@ -9,10 +9,11 @@ import concurrent.futures
 import contextlib
 import functools
 import os
+import traceback
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,8 +123,8 @@ def _check_size(
     if size != expected:
         raise DataError(
             f"{_where(dataset, i)} is {size[0]}x{size[1]} pixels (h x w), "
-            f"those before it {expected[0]}x{expected[1]}; {do}, "
-            "or give the dataset a size=(h, w) that all are resized to"
+            f"the first one {expected[0]}x{expected[1]}; {do}, "
+            "or set input.size=(h, w), which all are then resized to"
         )
 
 
@@ -248,8 +249,8 @@ def _tensorflow() -> types.ModuleType:
 class Streaming:
     """Batches of a training run through tf.data: decoded in parallel, in order, ahead of the device.
 
-    Iterates over (images uint8 [b,h,w,3], labels uint8 [b,h,w], indices int32 [b]), numpy, read-only. Leaving it open
-    at the end of the program is fine, `close` and `with` end it earlier.
+    Iterates over (images uint8 [b,h,w,3], labels uint8 [b,h,w], indices int32 [b]), numpy, read-only.
+    Leaving it open at the end of the program is fine; `close` and `with` end it earlier.
     """
 
     def __init__(
@@ -267,7 +268,7 @@ class Streaming:
         """Opens the stream.
 
         Args:
-            dataset: The examples; those of one batch must have one size.
+            dataset: The examples; all must have one size, unless the batches are of one.
             seed: Of the order, as in `batch_indices`.
             batch_size: Global batch size; the batches hold this process' part of it.
             start_step: The step of the first batch.
@@ -279,6 +280,7 @@ class Streaming:
         Raises:
             ImportError: tensorflow is not installed.
             ValueError: as `batch_indices`.
+            DataError: the first example cannot be read.
         """
         self._dataset = dataset
         self._step, self._stop = start_step, start_step + num_steps
@@ -294,40 +296,46 @@ class Streaming:
                 process_count=process_count,
             )
 
-        self._indices = indices_of
-        local = indices_of(start_step).size  # what cannot be batched fails here, not in a thread
+        # What cannot be batched or read at all fails here, not in a thread.
+        first = indices_of(start_step)
+        size = dataset.size or dataset.load(int(first[0]))[1].shape
         tf = _tensorflow()
-        sizes: dict[int, tuple[int, int]] = {}
         errors: dict[int, Exception] = {}
-        self._sizes, self._errors = sizes, errors
 
-        # Closures over these, not over self: tensorflow keeps its functions, and self has to be collected.
-        def load(i: np.integer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        def load(i: np.integer) -> tuple[np.ndarray, np.ndarray, np.integer]:
+            # Errors go around tensorflow, which would print a page for each and lose its type.
             try:
                 image, label = dataset.load(int(i))
+                if len(first) > 1:
+                    _check_size(dataset, int(i), label.shape, size, "use batch_size=1")
             except Exception as error:
-                errors[int(i)] = error  # tensorflow would make a page of text of it
-                raise
-            sizes[int(i)] = label.shape
+                errors[int(i)] = error
+                image, label = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
             return image, label, i
 
+        workers = _workers(num_workers)
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = workers  # the common pool ends at the CPU cores
         stream = (
-            tf.data.Dataset.range(self._step, self._stop)
+            tf.data.Dataset.range(start_step, start_step + num_steps)
             .map(lambda step: tf.numpy_function(indices_of, [step], tf.int32))
             .unbatch()
             .map(
                 lambda i: tf.numpy_function(load, [i], (tf.uint8, tf.uint8, tf.int32)),
-                num_parallel_calls=_workers(num_workers),
+                num_parallel_calls=workers,
                 deterministic=True,
             )
-            .batch(local)
+            .batch(len(first))
             .prefetch(2)
+            .with_options(options)
         )
+        self._errors = errors
         self._open = {"iterator": stream.as_numpy_iterator()}
-        # Also at exit: an interpreter that ends while tensorflow calls into it hangs.
+        # Also at exit: an interpreter that ends while tensorflow calls into it hangs. For this the iterator
+        # is held in one place, and the functions above do not hold self.
         self.close = weakref.finalize(self, self._open.clear)
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "Streaming":
         """Itself: a stream is read once."""
         return self
 
@@ -335,40 +343,29 @@ class Streaming:
         """The next step's batch.
 
         Raises:
-            DataError: a file of this batch is not what it should be, as `Dataset.load` raised it, or its
-                sizes differ; the stream is closed then.
+            DataError: a file of this batch is not what it should be, as `Dataset.load` raised it, or
+                differs in size from the first one; the stream is closed then.
         """
-        if self._step >= self._stop or "iterator" not in self._open:
-            self.close()
+        if not self.close.alive:
             raise StopIteration
         try:
             batch = next(self._open["iterator"])
-        except Exception as error:
-            # Without its frames, which would keep the iterator alive after `close`.
-            failure = error.with_traceback(None)
-        else:
-            self._step += 1
-            return batch
-        self.close()
-        raise self._explain() or failure
-
-    def _explain(self) -> Exception | None:
-        """What went wrong in the current batch: the first example's own error, or sizes that differ."""
-        indices = [int(i) for i in self._indices(self._step)]
-        for i in indices:
+        except StopIteration:
+            self.close()
+            raise
+        except BaseException as error:  # Ctrl-C among them
+            for e in (error, error.__context__):
+                if e is not None:
+                    traceback.clear_frames(e.__traceback__)  # they hold the iterator
+            self.close()
+            raise
+        for i in map(int, batch[2]):
             if i in self._errors:
-                return self._errors[i]
-        sizes = [self._sizes[i] for i in indices if i in self._sizes]
-        if len(sizes) < len(indices):
-            return None
-        try:
-            for i, size in zip(indices, sizes, strict=True):
-                _check_size(self._dataset, i, size, sizes[0], "use batch_size=1")
-        except DataError as error:
-            return error
-        return None
+                self.close()
+                raise self._errors[i]
+        return batch
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Streaming":
         """Itself."""
         return self
 
@@ -395,8 +392,8 @@ def eval_batches(
         num_workers: Loading threads; None for as many as there are CPU cores.
 
     Returns:
-        An iterator over (images, labels, mask, indices). Where mask is False the example is padding: image 0,
-        label 255, index -1.
+        An iterator over (images, labels, mask, indices). Where mask is False the example is padding:
+        image 0, label 255, index -1.
 
     Raises:
         DataError: a file is not what it should be, or differs in size from its batch (while iterating).

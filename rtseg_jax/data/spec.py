@@ -22,7 +22,7 @@ class DataError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ClassTable:
-    """The classes of a dataset in the order of their train ids, with the colours (RGB) they are drawn in."""
+    """The classes of a dataset in the order of their train ids, and the RGB they are drawn in."""
 
     name: str
     class_names: tuple[str, ...]
@@ -48,7 +48,7 @@ class ClassTable:
         unknown = np.unique(label[(label >= self.num_classes) & (label != IGNORE)])
         if unknown.size:
             raise ValueError(
-                f"values {format_values(unknown)} are no train ids of {self.name}; "
+                f"values {format_values(unknown.tolist())} are no train ids of {self.name}; "
                 f"allowed are 0-{self.num_classes - 1} and {IGNORE}"
             )
         return colors[label]
@@ -157,7 +157,7 @@ def lookup(pairs: Iterable[tuple[int, int]]) -> UInt8[np.ndarray, "256"]:
 def format_values(values: Iterable[int]) -> str:
     """Ascending integers with their runs drawn together: 0-11, 255."""
     runs: list[list[int]] = []
-    for value in map(int, values):
+    for value in values:
         if runs and value == runs[-1][1] + 1:
             runs[-1][1] = value
         else:
@@ -180,10 +180,11 @@ def _decode(path: pathlib.Path) -> tuple[Image.Image, tuple[int, int] | None]:
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: not an image, or its header is corrupt; copy it again") from error
     except Exception as error:  # decoders fail with anything from OSError to SyntaxError
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(
-            f"{path}: unreadable, truncated or corrupt ({reason}); copy it again"
-        ) from error
+        system = getattr(error, "strerror", None)
+        if system:
+            raise DataError(f"{path}: cannot be read ({system}); check the file") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: truncated or corrupt ({reason}); copy it again") from error
     return image, (data[24], data[25]) if image.format == "PNG" else None
 
 
@@ -228,8 +229,8 @@ def read_label(path: pathlib.Path, lut: UInt8[np.ndarray, "256"], hint: str = ""
     raw = np.asarray(image)
     label = lut[raw]
     if (label == INVALID).any():
-        bad = format_values(np.unique(raw[label == INVALID]))
-        allowed = format_values(np.flatnonzero(lut != INVALID))
+        bad = format_values(np.unique(raw[label == INVALID]).tolist())
+        allowed = format_values(np.flatnonzero(lut != INVALID).tolist())
         raise DataError(
             f"{path}: label values {bad} are not allowed; allowed are {allowed}"
             + (f"; {hint}" if hint else "")

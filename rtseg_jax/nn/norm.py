@@ -51,16 +51,20 @@ def _fused(x, scale, bias, slope, epsilon):
     def backward(saved, cotangents):
         x, mean, inverse, scale, bias, slope = saved
         g = cotangents[0].astype(jnp.float32)
-        normalised = (x.astype(jnp.float32) - _row(mean)) * _row(inverse)
-        d_slope = None
-        if slope is not None:
-            y = normalised * _row(scale) + _row(bias)
-            d_slope = jnp.where(y > 0, 0.0, g * y).sum((0, 1, 2))
-            g = jnp.where(y > 0, g, _row(slope) * g)
-        d_bias = g.sum((0, 1, 2))
-        d_scale = (g * normalised).sum((0, 1, 2))
         count = x.size // x.shape[-1]
-        d_x = g - _row(d_bias / count) - normalised * _row(d_scale / count)
+        centred = x.astype(jnp.float32) - _row(mean)
+        # Sums of one array or of a product of two need no full-size intermediate.
+        d_bias, d_scale, d_slope = g.sum((0, 1, 2)), (g * centred).sum((0, 1, 2)), None
+        if slope is not None:
+            positive = centred * _row(scale * inverse) + _row(bias) > 0
+            blocked = jnp.where(positive, 0.0, g)
+            sum_blocked, product_blocked = blocked.sum((0, 1, 2)), (blocked * centred).sum((0, 1, 2))
+            d_slope = scale * inverse * product_blocked + bias * sum_blocked
+            d_bias = d_bias - (1 - slope) * sum_blocked
+            d_scale = d_scale - (1 - slope) * product_blocked
+            g = g - _row(1 - slope) * blocked
+        d_scale = inverse * d_scale
+        d_x = g - _row(d_bias / count) - centred * _row(inverse * d_scale / count)
         return (d_x * _row(scale * inverse)).astype(x.dtype), d_scale, d_bias, d_slope
 
     apply.defvjp(forward, backward)

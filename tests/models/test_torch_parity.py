@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rtseg_jax import convert, models
+from rtseg_jax import convert, losses, models
 from rtseg_jax.models import eacnet
 
 torch = pytest.importorskip("torch")
@@ -238,3 +238,34 @@ def test_training(variant, slope, tolerance):
         # torch's running variance is the unbiased one.
         unbiased = 0.9 * before[var] + (statistics[var] - 0.9 * before[var]) * n / (n - 1)
         np.testing.assert_allclose(unbiased, state[var], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "min_kept", "ignored"),
+    [
+        (0.7, 1 / 16, 0.1),  # enough pixels below 0.7: the threshold stands
+        (0.02, 1 / 2, 0.1),  # too few: the 192nd smallest probability takes its place
+        (0.02, 0.95, 0.3),  # fewer valid pixels than must be kept: all of them
+        (0.7, 1 / 16, 1.0),  # none valid
+    ],
+)
+def test_ohem(threshold, min_kept, ignored):
+    """Boolean indexing and a sort on one side, masks and counting passes over bits on the other."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(2, 12, 16, CLASSES)).astype(np.float32) * 2
+    label = rng.integers(0, CLASSES, (2, 12, 16)).astype(np.int32)
+    label[rng.random(label.shape) < ignored] = 255
+    weights = tuple(rng.uniform(0.5, 2, CLASSES).tolist())
+    options = {"threshold": threshold, "min_kept": min_kept}
+
+    ours, gradient = jax.value_and_grad(
+        lambda x: losses.ohem_cross_entropy(x, jnp.asarray(label), weights, **options)
+    )(jnp.asarray(logits))
+    x = torch.tensor(logits, requires_grad=True)
+    expected = torch_losses.ohem_cross_entropy(
+        x.permute(0, 3, 1, 2), torch.from_numpy(label), torch.tensor(weights), **options
+    )
+    expected.backward()
+    assert (expected.item() > 0) == (ignored < 1)
+    np.testing.assert_allclose(ours, expected.item(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=0, atol=1e-7)

@@ -1,0 +1,176 @@
+"""Class tables, colours, and one pair of files read as what it is."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rtseg_jax import data
+from rtseg_jax.data import spec
+
+RNG = np.random.default_rng(0)
+IMAGE = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+LABEL = RNG.integers(0, 4, (6, 8), dtype=np.uint8)
+LUT = spec.lookup([(0, 0), (1, 1), (2, 2), (3, 255)])
+
+
+def write(path, array, **options):
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def test_tables():
+    assert list(data.TABLES) == ["cityscapes", "camvid", "streets"]
+    assert [t.num_classes for t in data.TABLES.values()] == [19, 11, 19]
+    cityscapes, camvid = spec.TABLES["cityscapes"], spec.TABLES["camvid"]
+    assert cityscapes.class_names[13] == "car" and cityscapes.palette[13] == (0, 0, 142)
+    assert camvid.class_names[3] == "road" and camvid.palette[3] == (128, 64, 128)
+    for table in spec.TABLES.values():
+        assert len(set(table.class_names)) == len(set(table.palette)) == table.num_classes
+
+
+def test_a_class_needs_a_colour():
+    with pytest.raises(AssertionError):
+        spec.ClassTable("t", ("a", "b"), ((0, 0, 0),))
+
+
+def test_colorize():
+    table = spec.ClassTable("t", ("a", "b"), ((10, 20, 30), (40, 50, 60)))
+    drawn = table.colorize(np.array([[0, 1], [255, 0]], np.uint8))
+    np.testing.assert_array_equal(drawn, [[[10, 20, 30], [40, 50, 60]], [[0, 0, 0], [10, 20, 30]]])
+    assert drawn.dtype == np.uint8
+    with pytest.raises(
+        ValueError, match=r"^values 2-3, 254 are no train ids of t; allowed are 0-1"
+    ):
+        table.colorize(np.array([[2, 3], [254, 255]], np.uint8))
+
+
+def test_lookup():
+    assert LUT.dtype == np.uint8 and LUT.shape == (256,)
+    assert LUT[:5].tolist() == [0, 1, 2, 255, 254] and (LUT[4:] == spec.INVALID).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "text"), [([], ""), ([5], "5"), ([0, 1, 2, 7, 9, 10], "0-2, 7, 9-10")]
+)
+def test_format_values(values, text):
+    assert spec.format_values(values) == text
+
+
+def test_read_pair(tmp_path):
+    image, label = spec.read_pair(
+        write(tmp_path / "i.png", IMAGE), write(tmp_path / "l.png", LABEL), LUT
+    )
+    assert image.dtype == label.dtype == np.uint8
+    np.testing.assert_array_equal(image, IMAGE)
+    np.testing.assert_array_equal(label, np.where(LABEL == 3, 255, LABEL))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("transparency", [None, 1])
+def test_palette_label_is_read_as_indices(tmp_path, bits, transparency):
+    label = Image.fromarray(LABEL).convert("P")
+    label.putdata(LABEL.ravel().tolist())
+    # Colours that are not the indices, and not in their order.
+    label.putpalette([200, 0, 0, 0, 100, 0, 0, 0, 50, 3, 3, 3] + [9, 9, 9] * (2**bits - 4))
+    options = {} if transparency is None else {"transparency": transparency}
+    label.save(tmp_path / "l.png", bits=bits, **options)
+    assert (tmp_path / "l.png").read_bytes()[24:26] == bytes([bits, 3])
+    read = spec.read_label(tmp_path / "l.png", LUT)
+    np.testing.assert_array_equal(read, np.where(LABEL == 3, 255, LABEL))
+
+
+def test_images_of_other_modes_become_rgb(tmp_path):
+    grey = IMAGE[..., 0]
+    tripled = np.stack([grey] * 3, axis=-1)
+    np.testing.assert_array_equal(spec.read_image(write(tmp_path / "l.png", grey)), tripled)
+
+    with_alpha = np.dstack([IMAGE, grey])
+    np.testing.assert_array_equal(spec.read_image(write(tmp_path / "a.png", with_alpha)), IMAGE)
+
+    paletted = Image.fromarray(LABEL).convert("P")
+    paletted.putdata(LABEL.ravel().tolist())
+    palette = np.array([[200, 0, 0], [0, 100, 0], [0, 0, 50], [3, 3, 3]], np.uint8)
+    paletted.putpalette(palette.ravel().tolist())
+    paletted.save(tmp_path / "p.png", transparency=b"\x00\x10\xff")
+    np.testing.assert_array_equal(spec.read_image(tmp_path / "p.png"), palette[LABEL])
+
+
+def dataset_of(image, label):
+    return spec.Dataset(spec.TABLES["camvid"], "train", ("a", "b"), None, lambda i: (image, label))
+
+
+def test_resized():
+    # The finest checkerboard averages to grey under an antialiased filter, and only there.
+    board = np.indices((8, 8)).sum(0) % 2 * 255
+    image = np.stack([board] * 3, axis=-1).astype(np.uint8)
+    label = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    dataset = spec.resized(dataset_of(image, label), (4, 2))
+    assert dataset.size == (4, 2) and len(dataset) == 2
+    small_image, small_label = dataset.load(0)
+    assert small_image.shape == (4, 2, 3) and small_image.dtype == np.uint8
+    assert np.abs(small_image.astype(int) - 128).max() <= 16
+    # Nearest to the centres: rows 1, 3, 5, 7 and columns 2, 6.
+    np.testing.assert_array_equal(small_label, [[10, 14], [26, 30], [42, 46], [58, 62]])
+
+
+def test_resized_to_its_own_size_changes_nothing():
+    dataset = spec.resized(dataset_of(IMAGE, LABEL), (6, 8))
+    image, label = dataset.load(0)
+    assert image is IMAGE and label is LABEL
+
+
+def test_first():
+    dataset = spec.first(dataset_of(IMAGE, LABEL), 1)
+    assert len(dataset) == 1 and dataset.name(0) == "a"
+    for n in (0, 3):
+        with pytest.raises(
+            ValueError, match=rf"^num_examples {n} of camvid train: must lie in 1-2$"
+        ):
+            spec.first(dataset_of(IMAGE, LABEL), n)
+
+
+def test_streets_need_no_files():
+    splits = {
+        split: data.load("streets", root=None, split=split, size=(64, 96), num_examples=3)
+        for split in ("train", "val", "test")
+    }
+    images = []
+    for split, dataset in splits.items():
+        assert (len(dataset), dataset.size, dataset.split) == (3, (64, 96), split)
+        assert dataset.table is spec.TABLES["cityscapes"]
+        image, label = dataset.load(1)
+        assert image.shape == (64, 96, 3) and label.shape == (64, 96)
+        assert image.dtype == label.dtype == np.uint8
+        assert set(np.unique(label)) <= {*range(19), 255}
+        images.append(image)
+        np.testing.assert_array_equal(image, dataset.load(1)[0])
+    other = data.load("streets", root=None, split="train", size=(64, 96), num_examples=3, seed=1)
+    images.append(other.load(1)[0])
+    assert all((a != b).any() for k, a in enumerate(images) for b in images[:k])
+    assert len({d.name(i) for d in splits.values() for i in range(3)}) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "city"}, "unknown dataset 'city'; choose one of cityscapes, camvid, streets"),
+        ({"name": "camvid", "split": "x"}, "unknown split 'x' of camvid; choose one of train, val"),
+        (
+            {"name": "cityscapes", "split": "x"},
+            "unknown split 'x' of cityscapes; choose one of tra",
+        ),
+        (
+            {"split": "trainval"},
+            "unknown split 'trainval' of streets; choose one of train, val, test",
+        ),
+        ({"name": "camvid", "root": None}, "camvid needs the folder of its data, got root=None"),
+        ({"size": None}, "streets draws its images: it needs size=(h, w) and num_examples"),
+        ({"num_examples": 0}, "streets draws its images: it needs size=(h, w) and num_examples"),
+        ({"size": (0, 8)}, "size (0, 8) is impossible; expects (h, w) in pixels"),
+    ],
+)
+def test_impossible_arguments(arguments, message):
+    given = {"name": "streets", "root": "r", "split": "train", "size": (64, 96), "num_examples": 2}
+    with pytest.raises(ValueError) as raised:
+        data.load(**{**given, **arguments})
+    assert str(raised.value).startswith(message) and "\n" not in str(raised.value)

@@ -1,0 +1,214 @@
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rtseg_jax import checkpoint, mesh
+
+_CPU = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+class State(flax.struct.PyTreeNode):
+    """What a run's state looks like to a checkpoint."""
+
+    step: Any
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+
+    def variables(self):
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def _state(step, *, ema=False, width=3, extra=False, tx=None):
+    """A small state whose every leaf depends on `step`."""
+    rng = np.random.default_rng(step)
+    params = {
+        "backbone": {"conv": {"kernel": rng.random((3, 1, 2, width)), "bias": rng.random(width)}},
+        "attention": {"alpha": rng.random()},
+    }
+    if extra:
+        params["classifier"] = {"bias": rng.random(2)}
+    variables = {"params": params, "batch_stats": {"backbone": {"norm": {"mean": rng.random(4)}}}}
+    variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables)
+    tx = tx or optax.chain(optax.identity(), optax.adam(lambda s: 0.1))
+    fill = lambda x: x + jnp.asarray(rng.random(x.shape) * 9, x.dtype)  # noqa: E731
+    return State(
+        step=jnp.int32(step),
+        **variables,
+        opt_state=jax.tree.map(fill, tx.init(variables["params"])),
+        ema=jax.tree.map(fill, variables) if ema else None,
+    )
+
+
+def _same(ours, expected):
+    assert jax.tree.structure(ours) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_round_trip_through_another_manager(tmp_path, ema):
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.save(manager, _state(7, ema=ema), 0.5)
+    with checkpoint.open_manager(tmp_path) as manager:  # as a resumed run does
+        restored = checkpoint.restore(manager, _state(0, ema=ema))
+        assert restored.step == 7 and type(restored) is type(_state(0))
+        assert (restored.ema is not None) == ema
+        _same(restored, _state(7, ema=ema))
+        checkpoint.save(manager, _state(9, ema=ema))
+        _same(checkpoint.restore(manager, _state(0, ema=ema)), _state(9, ema=ema))
+        _same(checkpoint.restore(manager, _state(0, ema=ema), 7), _state(7, ema=ema))
+
+
+def test_restored_onto_the_templates_devices(tmp_path):
+    everywhere, half = (mesh.replicated(mesh.make_mesh(d)) for d in (None, jax.devices()[2:]))
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.save(manager, jax.device_put(_state(1), everywhere), 0.5)
+    with checkpoint.open_manager(tmp_path) as manager:
+        for sharding in (everywhere, half, _CPU):
+            restored = checkpoint.restore(manager, jax.device_put(_state(0), sharding))
+            _same(restored, _state(1))
+            assert all(leaf.sharding == sharding for leaf in jax.tree.leaves(restored))
+
+
+@pytest.mark.parametrize(
+    "mious, kept, best",  # one save a step; None: without a figure
+    [
+        ([0.3], {1}, 1),
+        ([0.3, 0.2], {1, 2}, 1),
+        ([0.3, 0.2, 0.1, 0.25], {1, 4}, 1),
+        ([0.3, 0.4, 0.1, None, None], {2, 5}, 2),
+        ([None, None, 0.1], {3}, 3),
+        ([0.3, None, 0.5], {3}, 3),
+        ([0.0, None], {1, 2}, 1),
+        ([None, None], {2}, None),
+    ],
+)
+def test_best_and_latest_are_kept(tmp_path, mious, kept, best):
+    with checkpoint.open_manager(tmp_path) as manager:
+        for step, miou in enumerate(mious, start=1):
+            checkpoint.save(manager, _state(step), miou)
+    folders = {p.name for p in (tmp_path / checkpoint.FOLDER).iterdir()}
+    assert folders == {str(s) for s in kept}
+    with checkpoint.open_manager(tmp_path, read_only=True) as manager:
+        assert set(manager.all_steps()) == kept
+        assert (manager.latest_step(), manager.best_step()) == (len(mious), best)
+        for step in kept:
+            variables = checkpoint.restore_variables(manager, step, _CPU)
+            _same(variables, _state(step).variables())
+
+
+def test_the_figure_may_come_later(tmp_path):
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.save(manager, _state(1), 0.3)
+        checkpoint.save(manager, _state(2))
+        assert manager.best_step() == 1
+        checkpoint.save(manager, _state(2), 0.4)
+        assert (manager.all_steps(), manager.best_step()) == ([2], 2)
+        checkpoint.save(manager, _state(2))  # takes nothing away
+        checkpoint.save(manager, _state(3), 0.1)
+    with checkpoint.open_manager(tmp_path, read_only=True) as manager:
+        assert (sorted(manager.all_steps()), manager.best_step()) == ([2, 3], 2)
+        _same(checkpoint.restore_variables(manager, 2, _CPU), _state(2).variables())
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_variables_for_evaluation(tmp_path, ema):
+    with checkpoint.open_manager(tmp_path) as manager:
+        state = jax.device_put(_state(1, ema=ema), mesh.replicated(mesh.make_mesh()))
+        checkpoint.save(manager, state, 0.5)
+    one = jax.sharding.SingleDeviceSharding(
+        jax.devices()[1]
+    )  # fewer devices than it was saved from
+    with checkpoint.open_manager(tmp_path, read_only=True) as manager:
+        variables = checkpoint.restore_variables(manager, 1, one)
+    state = _state(1, ema=ema)
+    _same(
+        variables, state.ema if ema else {"params": state.params, "batch_stats": state.batch_stats}
+    )
+    assert all(leaf.sharding == one for leaf in jax.tree.leaves(variables))
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        (
+            {"width": 5},
+            "other shapes: opt_state/1/0/mu/backbone/conv/bias (3,) in the file, (5,) in the network,"
+            " opt_state/1/0/mu/backbone/conv/kernel (3, 1, 2, 3) in the file, (3, 1, 2, 5) in the network, ",
+        ),
+        (
+            {"extra": True},
+            "only in the network: opt_state/1/0/mu/classifier/bias,"
+            " opt_state/1/0/nu/classifier/bias, params/classifier/bias",
+        ),
+        (
+            {"ema": True},
+            "only in the network: ema/batch_stats/backbone/norm/mean, ema/params/attention/alpha,"
+            " ema/params/backbone/conv/bias, ema/params/backbone/conv/kernel",
+        ),
+        (
+            {"tx": optax.sgd(0.1)},
+            "only in the file: opt_state/1/0/count, opt_state/1/0/mu/attention/alpha,"
+            " opt_state/1/0/mu/backbone/conv/bias, opt_state/1/0/mu/backbone/conv/kernel,"
+            " opt_state/1/0/nu/attention/alpha, opt_state/1/0/nu/backbone/conv/bias and 2 more",
+        ),
+    ],
+    ids=["shape", "module", "average", "optimizer"],
+)
+def test_another_network_is_refused(tmp_path, other, message):
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.save(manager, _state(1), 0.5)
+    with checkpoint.open_manager(tmp_path) as manager:
+        with pytest.raises(ValueError) as error:
+            checkpoint.restore(manager, _state(0, **other))
+    head = f"checkpoint {tmp_path}/checkpoints/1 does not fit this config: "
+    assert str(error.value).startswith(head + message)
+    assert "\n" not in str(error.value)
+
+
+def test_difference_names_both_sides():
+    found = checkpoint.difference(
+        {"a": (1,), "b": (2, 3), "c": ()}, {"b": (3, 2), "c": (), "d": (4,)}
+    )
+    assert found == (
+        "only in the file: a; only in the network: d;"
+        " other shapes: b (2, 3) in the file, (3, 2) in the network"
+    )
+    assert checkpoint.difference({"a": ()}, {"a": ()}) == "nothing differs"
+    assert checkpoint.difference({c: () for c in "dcba"}, {}, limit=2) == (
+        "only in the file: a, b and 2 more"
+    )
+
+
+def test_reading_leaves_the_folder_alone(tmp_path):
+    with checkpoint.open_manager(tmp_path) as writer:
+        checkpoint.save(writer, _state(1), 0.5)
+        before = {p: p.stat().st_mtime_ns for p in (tmp_path / checkpoint.FOLDER).rglob("*")}
+        with checkpoint.open_manager(tmp_path, read_only=True) as reader:  # while the run goes on
+            assert checkpoint.restore_variables(reader, reader.latest_step(), _CPU)
+            assert checkpoint.shapes(reader, 1) == checkpoint.shapes_of(_state(1))
+        assert before == {
+            p: p.stat().st_mtime_ns for p in (tmp_path / checkpoint.FOLDER).rglob("*")
+        }
+        checkpoint.save(writer, _state(2), 0.9)
+    with checkpoint.open_manager(tmp_path, read_only=True) as reader:
+        assert reader.best_step() == 2
+
+
+def test_discard(tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.save(manager, _state(1), 0.5)
+    checkpoint.discard(tmp_path)
+    checkpoint.discard(tmp_path)  # nothing to remove is no error
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+    with checkpoint.open_manager(tmp_path) as manager:
+        assert manager.latest_step() is None
