@@ -1,6 +1,6 @@
 """From a data set to a report: confusion, IoU table, evaluation.json, overlay pictures; also a program.
 
-    python -m rtseg_jax.evaluate --workdir=RUN --split=test
+python -m rtseg_jax.evaluate --workdir=RUN --split=test
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
 
@@ -134,9 +134,7 @@ def write_overlays(folder: pathlib.Path, dataset: Dataset, maps: dict[int, np.nd
         Image.fromarray(overlay_panel(dataset, index, maps[index])).save(folder / f"{name}.png")
 
 
-def load_run(
-    workdir: pathlib.Path, which: str = "best"
-) -> tuple[ConfigDict, Any, Any, int]:
+def load_run(workdir: pathlib.Path, which: str = "best") -> tuple[ConfigDict, Any, Any, int]:
     """Reads a finished or running run: its config, network, variables and the step they are from.
 
     Args:
@@ -149,7 +147,9 @@ def load_run(
     """
     config = settings.read(workdir)
     if not (workdir / checkpoint.FOLDER).is_dir():
-        raise FileNotFoundError(f"{workdir} holds no {checkpoint.FOLDER}/; train with that workdir first")
+        raise FileNotFoundError(
+            f"{workdir} holds no {checkpoint.FOLDER}/; train with that workdir first"
+        )
     with checkpoint.open_manager(workdir, read_only=True) as manager:
         best, latest, steps = manager.best_step(), manager.latest_step(), manager.all_steps()
         if latest is None:
@@ -211,7 +211,6 @@ def main(argv: list[str]) -> None:
     """Reads the flags and makes one call."""
     del argv
     settings.use_compilation_cache()
-    logging.set_verbosity(logging.WARNING)
     workdir = pathlib.Path(os.path.abspath(_FLAGS["workdir"].value))
     split = _FLAGS["split"].value
     output = _FLAGS["output"].value or str(workdir / f"evaluation_{split}")

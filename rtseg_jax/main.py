@@ -1,7 +1,6 @@
 """Trains and evaluates: python -m rtseg_jax.main --config=configs/eacnet.py:streets --workdir=runs/first."""
 
-
-from absl import flags, logging
+from absl import flags
 
 from rtseg_jax import settings, train
 
@@ -15,7 +14,6 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"unexpected argument '{argv[1]}'; flags are --config and --workdir")
     if _CONFIG.value is None or _WORKDIR.value is None:
         raise ValueError("give --config=FILE[:ARGUMENT] and --workdir=DIR")
-    logging.set_verbosity(logging.WARNING)
     settings.use_compilation_cache()
     train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
 

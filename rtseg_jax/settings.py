@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
+
+flags.disclaim_key_flags()  # --help lists --config under the program that asks for it
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 # A checkout has configs/ beside the package, an installed wheel has it inside.
@@ -74,7 +76,10 @@ def keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
 def define_config_flag() -> flags.FlagHolder:
     """Defines --config=FILE_OR_NAME[:ARGUMENT], locked, with --config.KEY=VALUE to override its values."""
     return config_flags.DEFINE_config_file(
-        "config", None, "A .py file, or a name such as 'eacnet', with ':argument'.", lock_config=True
+        "config",
+        None,
+        "A .py file, or a name such as 'eacnet', with ':argument'.",
+        lock_config=True,
     )
 
 
@@ -124,6 +129,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         except expected as error:
             fail(error)
 
+    logging.set_verbosity(logging.ERROR)  # orbax tells of its every move
     app.run(guarded, flags_parser=parse)
 
 

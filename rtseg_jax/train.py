@@ -56,7 +56,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     # Devices, network, optimizer, state
     devices = mesh.make_mesh()
     mesh.check_batch_size(config.batch_size, devices)
-    mesh.check_batch_size(config.eval.batch_size, devices)
+    # Evaluation pads and masks its last batch, so it may take any number; here, a multiple of the devices.
+    eval_batch_size = -(-config.eval.batch_size // devices.devices.size) * devices.devices.size
     variant = models.get(config.model.name)
     model = models.create(
         config.model.name, num_classes=num_classes, **settings.model_options(config)
@@ -117,7 +118,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     )
     shown = evaluate.spread(len(eval_set), config.eval.overlays)
     # A small set is decoded once; a streamed one is read again for every evaluation.
-    eval_batches = functools.partial(pipeline.eval_batches, eval_set, config.eval.batch_size)
+    eval_batches = functools.partial(pipeline.eval_batches, eval_set, eval_batch_size)
     if config.input.mode == "resident":
         eval_batches = functools.partial(iter, list(eval_batches()))
 
@@ -125,7 +126,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     window, result, saved = [], None, start
     progress = logs.Progress(config.batch_size, start, total_steps)
     cleanup.callback(progress.close)
-    with cleanup, _stop_signals() as stop:
+    with cleanup, _StopSignals() as stop:
         batches = progress.timed(make_batches())
         for done, (frames, indices) in enumerate(batches, start=start + 1):
             crop = crop_at((done - 1) / total_steps, config.augment.crop, crop_schedule)
@@ -141,9 +142,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
                         eval_step, state.variables(), eval_batches(), num_classes, shown
                     )
                     result = metrics.scores(confusion)
-                    writers.scalars(
-                        done, miou=result.miou, pixel_accuracy=result.pixel_accuracy
-                    )
+                    writers.scalars(done, miou=result.miou, pixel_accuracy=result.pixel_accuracy)
                     for index, classes in maps.items():
                         panel = evaluate.overlay_panel(eval_set, index, classes)
                         writers.picture(done, eval_set.names[index], panel)
@@ -178,7 +177,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
 def _make_workdir(workdir: str) -> pathlib.Path:
     path = pathlib.Path(workdir).expanduser().absolute()
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"workdir {path}: its parent folder does not exist; create it first")
+        raise FileNotFoundError(
+            f"workdir {path}: its parent folder does not exist; create it first"
+        )
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"workdir {path} is a file; give a folder")
     path.mkdir(exist_ok=True)
@@ -220,7 +221,9 @@ def _init_from(
             raise ValueError(f"init_from {source} does not fit {config.model.name}: {difference}")
         variables[collection] = {**tree, **taken}
     fresh = sorted(have - set(wanted))
-    print(f"initialised {', '.join(wanted)} from {source}, step {at}; fresh: {', '.join(fresh) or '-'}")
+    print(
+        f"initialised {', '.join(wanted)} from {source}, step {at}; fresh: {', '.join(fresh) or '-'}"
+    )
     return jax.device_put(
         step.create_state(variables, tx, ema=state.ema is not None), mesh.replicated(devices)
     )
@@ -320,10 +323,10 @@ def _check_and_log(
     progress.show(done, loss=f"{loss:.4f}", lr=f"{values[-1]['learning_rate']:.2e}")
 
 
-class _stop_signals(list):
+class _StopSignals(list):
     """A list that SIGTERM or SIGINT fills: the loop finishes its step and saves. A second signal acts at once."""
 
-    def __enter__(self) -> "_stop_signals":
+    def __enter__(self) -> "_StopSignals":
         self._before = {}
         for number in (signal.SIGTERM, signal.SIGINT):
             try:

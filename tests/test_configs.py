@@ -19,11 +19,7 @@ COMBINATIONS = [
         )
     ),
     *(f"dabnet:{d}" for d in ("cityscapes", "camvid", "streets")),
-    *(
-        f"erfnet:{n},{d}"
-        for n in ("base", "encoder")
-        for d in ("cityscapes", "camvid", "streets")
-    ),
+    *(f"erfnet:{n},{d}" for n in ("base", "encoder") for d in ("cityscapes", "camvid", "streets")),
     *(f"camvid_short:{v}" for v in models.VARIANTS),
 ]
 
@@ -47,7 +43,8 @@ def test_every_shipped_config_is_tried_here():
 
 
 @pytest.mark.parametrize(
-    "spec", ["eacnet:erfnet,smoke", "erfnet:smoke", "erfnet:encoder,camvid,smoke", "camvid_short:smoke"]
+    "spec",
+    ["eacnet:erfnet,smoke", "erfnet:smoke", "erfnet:encoder,camvid,smoke", "camvid_short:smoke"],
 )
 def test_trains_two_steps(spec, tmp_path):
     result = train.train_and_evaluate(settings.load(spec), str(tmp_path / "run"))
@@ -57,7 +54,10 @@ def test_trains_two_steps(spec, tmp_path):
 def test_the_papers_values():
     """Section 4.1 and the readings, literally."""
     erf = settings.load("eacnet:erfnet,cityscapes")
-    assert (erf.augment.crop, erf.augment.scales) == ((512, 1024), (0.75, 1.0, 1.25, 1.5, 1.75, 2.0))
+    assert (erf.augment.crop, erf.augment.scales) == (
+        (512, 1024),
+        (0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
+    )
     assert (erf.num_epochs, erf.batch_size, erf.optim.lr) == (400, 8, 5e-4)
     assert (erf.optim.method.name, erf.optim.method.weight_decay) == ("adam", 1e-4)
     assert (erf.optim.schedule.per, erf.optim.schedule.power) == ("epoch", 0.9)
@@ -86,7 +86,11 @@ def test_wrong_arguments(spec, message):
 def test_no_key_is_never_read(tmp_path, monkeypatch):
     """A config that records what is read off it; a key nobody asks for is a lie to the user."""
     config = settings.load("eacnet:smoke")
-    every = {k for k in settings.keys(config) if not isinstance(_get(config, k), ml_collections.ConfigDict)}
+    every = {
+        k
+        for k in settings.keys(config)
+        if not isinstance(_get(config, k), ml_collections.ConfigDict)
+    }
     read = set()
     original = ml_collections.ConfigDict.__getitem__
     names = {id(config): ""}

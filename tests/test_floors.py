@@ -83,7 +83,9 @@ def imports(source: str, top_level_only: bool = False) -> list[str]:
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
                 ours = full.removeprefix("rtseg_jax.")
-                found.append(full if full.startswith("rtseg_jax.") and is_module(ours) else node.module)
+                found.append(
+                    full if full.startswith("rtseg_jax.") and is_module(ours) else node.module
+                )
     return found
 
 
@@ -97,13 +99,17 @@ def violations(module: str, source: str) -> list[str]:
             other = name.removeprefix("rtseg_jax.")
             if floor(other) is None or floor(other) >= mine:
                 if not (module.startswith("torch_ref") and other.startswith("torch_ref")):
-                    problems.append(f"{module} (floor {mine}) imports {other} (floor {floor(other)})")
+                    problems.append(
+                        f"{module} (floor {mine}) imports {other} (floor {floor(other)})"
+                    )
     for prefix, packages in FORBIDDEN.items():
         if prefix and not (module == prefix or module.startswith(prefix + ".")):
             continue
         if prefix == "" and module.startswith(TORCH_ALLOWED):
             continue
-        lazily = prefix == "data" or prefix == ""  # a function there may import one when it is called
+        lazily = (
+            prefix == "data" or prefix == ""
+        )  # a function there may import one when it is called
         for name in imports(source, top_level_only=lazily):
             top = name.split(".")[0]
             if top in packages and not (prefix == "torch_ref" and "torch_ref" in name):
@@ -149,10 +155,7 @@ HEAVY = ("tensorflow", "tensorflow_datasets", "torch")
 
 @pytest.mark.parametrize("module", ["train", "evaluate", "convert", "models", "data.pipeline"])
 def test_importing_stays_light(module):
-    code = (
-        f"import sys, rtseg_jax.{module}\n"
-        f"print([m for m in {HEAVY} if m in sys.modules])"
-    )
+    code = f"import sys, rtseg_jax.{module}\nprint([m for m in {HEAVY} if m in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )

@@ -41,7 +41,9 @@ def final_state(workdir):
 
 
 def log(workdir):
-    return [json.loads(x) for x in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(x) for x in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def assert_same_run(a, b):
@@ -186,9 +188,7 @@ def test_one_device_equals_four(four_steps, tmp_path, monkeypatch):
 def test_stage_two_begins_with_stage_one(four_steps, tmp_path, capsys):
     """EACNet's second stage: backbone and classifier come from the first, the attention is fresh."""
     first = tmp_path / "first"
-    train.train_and_evaluate(
-        tiny(num_steps=2, model__options={"attention": "none"}), str(first)
-    )
+    train.train_and_evaluate(tiny(num_steps=2, model__options={"attention": "none"}), str(first))
     capsys.readouterr()
     config = tiny(num_steps=2, init_from__workdir=str(first), optim__lr=0.0)
     train.train_and_evaluate(config, str(tmp_path / "second"))
@@ -198,7 +198,10 @@ def test_stage_two_begins_with_stage_one(four_steps, tmp_path, capsys):
     shared = [n for n in one if n.startswith("['ema']['params']")]
     assert len(shared) > 50
     for name in shared:  # a learning rate of 0 keeps what was taken
-        np.testing.assert_array_equal(two[name.replace("ema", "params", 1).replace("['params']['params']", "['params']")], one[name])
+        np.testing.assert_array_equal(
+            two[name.replace("ema", "params", 1).replace("['params']['params']", "['params']")],
+            one[name],
+        )
     assert not np.any(two["['params']['attention']['alpha']"])
 
 

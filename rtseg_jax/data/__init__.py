@@ -23,7 +23,7 @@ def _streets(
     # Injective, so that no two splits of any two seeds share a scene.
     split_seed = len(STREETS_SPLITS) * seed + STREETS_SPLITS.index(split)
     return spec.Dataset(
-        table=spec.TABLES["cityscapes"],
+        table=TABLES["streets"],
         split=split,
         names=tuple(f"streets_{split}_{i:06d}" for i in range(num_examples)),
         size=size,

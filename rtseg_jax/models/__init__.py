@@ -59,7 +59,5 @@ def create(variant: str, *, num_classes: int, **options: Any) -> nn.Module:
     fields = [f.name for f in dataclasses.fields(entry.cls) if f.name not in ("parent", "name")]
     for key in options:
         if key not in fields:
-            raise ValueError(
-                f"{variant} has no option '{key}'; it has {', '.join(sorted(fields))}"
-            )
+            raise ValueError(f"{variant} has no option '{key}'; it has {', '.join(sorted(fields))}")
     return entry.cls(num_classes=num_classes, **{**entry.options, **options})

@@ -117,7 +117,12 @@ class ERFNetDecoder(nn.Module):
         x = NonBottleneck1D(0.0, 1, self.dtype, name="block21")(x, train=train)
         x = NonBottleneck1D(0.0, 1, self.dtype, name="block22")(x, train=train)
         return ConvTranspose(
-            self.num_classes, (2, 2), padding=0, output_padding=0, dtype=self.dtype, name="classifier"
+            self.num_classes,
+            (2, 2),
+            padding=0,
+            output_padding=0,
+            dtype=self.dtype,
+            name="classifier",
         )(x)
 
 

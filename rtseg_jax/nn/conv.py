@@ -1,7 +1,7 @@
 """Convolutions with PyTorch's padding and initialisation; kernels are stored as (kh, kw, in, out)."""
 
-from collections.abc import Callable
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -73,9 +73,7 @@ def _taps(x, shape, kernel_size, strides, padding, kernel_dilation):
         for j in range(kernel_size[1]):
             start = (i * kernel_dilation[0], j * kernel_dilation[1])
             limit = (a + (n - 1) * s + 1 for a, n, s in zip(start, shape, strides, strict=True))
-            yield lax.slice(
-                x, (0, *start, 0), (x.shape[0], *limit, x.shape[3]), (1, *strides, 1)
-            )
+            yield lax.slice(x, (0, *start, 0), (x.shape[0], *limit, x.shape[3]), (1, *strides, 1))
 
 
 def _kernel_gradient(x, g, kernel_size, strides, padding, kernel_dilation):

@@ -58,7 +58,10 @@ def _fused(x, scale, bias, slope, epsilon):
         if slope is not None:
             positive = centred * _row(scale * inverse) + _row(bias) > 0
             blocked = jnp.where(positive, 0.0, g)
-            sum_blocked, product_blocked = blocked.sum((0, 1, 2)), (blocked * centred).sum((0, 1, 2))
+            sum_blocked, product_blocked = (
+                blocked.sum((0, 1, 2)),
+                (blocked * centred).sum((0, 1, 2)),
+            )
             d_slope = scale * inverse * product_blocked + bias * sum_blocked
             d_bias = d_bias - (1 - slope) * sum_blocked
             d_scale = d_scale - (1 - slope) * product_blocked

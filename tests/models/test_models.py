@@ -85,7 +85,10 @@ def test_half_precision_keeps_parameters_and_logits_in_float32(variant):
 
 # Parameters whose gradient is zero, and why.
 ZERO_GRADIENT = {
-    "erfnet": {"classifier/kernel", "classifier/bias"},  # the encoder's head: no output depends on it
+    "erfnet": {
+        "classifier/kernel",
+        "classifier/bias",
+    },  # the encoder's head: no output depends on it
 }
 # softmax does not see what is added to all scores of a query: the key's bias has no gradient but rounding.
 NEAR_ZERO = {"attention/key/bias"}
@@ -127,7 +130,9 @@ def test_every_parameter_has_a_gradient(variant, alpha):
     allowed = set(ZERO_GRADIENT.get(variant, ()))
     if alpha == 0 and "eacnet" in variant:
         # As long as alpha is 0 nothing flows into the projections; alpha itself moves first.
-        allowed |= {f"attention/{m}/{p}" for m in ("query", "key", "value") for p in ("kernel", "bias")}
+        allowed |= {
+            f"attention/{m}/{p}" for m in ("query", "key", "value") for p in ("kernel", "bias")
+        }
     assert zero - NEAR_ZERO == allowed - NEAR_ZERO
 
 

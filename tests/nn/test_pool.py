@@ -1,0 +1,112 @@
+"""Pooling against torch: rounding of the size, padding, ties."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rtseg_jax.nn.pool import adaptive_avg_pool, avg_pool, max_pool
+
+
+def run(function, x, g):
+    y, vjp = jax.vjp(function, jnp.asarray(x))
+    return y, vjp(jnp.asarray(g))[0] if g is not None else None
+
+
+def torch_run(function, x, seed=1):
+    """Returns the output, a random cotangent for it and the gradient, all NHWC."""
+    leaf = torch.tensor(x, requires_grad=True)
+    y = function(leaf.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    g = np.random.default_rng(seed).standard_normal(y.shape).astype(np.float32)
+    y.backward(torch.tensor(g))
+    return y.detach().numpy(), g, leaf.grad.numpy()
+
+
+def few_values(*shape):
+    """Small integers, so that most windows hold their maximum several times; some below zero throughout."""
+    return np.random.default_rng(0).integers(-4, 0, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("impl", ["auto", "portable"])
+@pytest.mark.parametrize("size", [(9, 12), (12, 9), (10, 11)])
+@pytest.mark.parametrize(
+    ("window", "stride", "padding", "ceil_mode"),
+    [
+        (2, 2, 0, False),
+        (2, 2, 0, True),
+        (3, 2, 1, False),
+        (3, 2, 1, True),
+        (3, 3, 1, True),  # a last window that would start in the right padding is dropped
+        (5, 1, 2, False),
+    ],
+)
+def test_max_pool_matches_torch_and_its_gradient_goes_to_the_first_maximum(
+    window, stride, padding, ceil_mode, size, impl
+):
+    x = few_values(2, *size, 3)
+    expected, g, gradient = torch_run(
+        lambda x: F.max_pool2d(x, window, stride, padding, ceil_mode=ceil_mode), x
+    )
+    y, d_x = run(
+        lambda x: max_pool(
+            x, (window,) * 2, (stride,) * 2, (padding,) * 2, ceil_mode=ceil_mode, impl=impl
+        ),
+        x,
+        g,
+    )
+    np.testing.assert_array_equal(y, expected)
+    if impl == "auto":  # lax's select-and-scatter breaks ties in its own way
+        np.testing.assert_allclose(d_x, gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("impl", ["auto", "portable"])
+@pytest.mark.parametrize("size", [(9, 12), (12, 9)])
+def test_avg_pool_counts_the_padding(size, impl):
+    x = np.random.default_rng(0).standard_normal((2, *size, 3)).astype(np.float32)
+    expected, g, gradient = torch_run(lambda x: F.avg_pool2d(x, 3, 2, 1), x)
+    y, d_x = run(lambda x: avg_pool(x, (3, 3), (2, 2), (1, 1), impl=impl), x, g)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(d_x, gradient, rtol=1e-5, atol=1e-6)
+    ones = avg_pool(jnp.ones((1, 4, 4, 1)), (3, 3), (2, 2), (1, 1), impl=impl)
+    np.testing.assert_allclose(ones[0, :, :, 0], [[4 / 9, 6 / 9], [6 / 9, 1.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (6, 6), (11, 16)])
+def test_adaptive_avg_pool_has_torchs_bins(size):
+    x = np.random.default_rng(0).standard_normal((2, 9, 14, 3)).astype(np.float32)
+    expected, g, gradient = torch_run(lambda x: F.adaptive_avg_pool2d(x, size), x)
+    y, d_x = run(lambda x: adaptive_avg_pool(x, size), x, g)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(d_x, gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: max_pool(x, (2, 2), (2, 2), ceil_mode=True),
+        lambda x: avg_pool(x, (3, 3), (2, 2), (1, 1)),
+        lambda x: adaptive_avg_pool(x, (2, 2)),
+    ],
+)
+def test_pools_keep_bfloat16(pool):
+    x = jnp.asarray(few_values(1, 5, 5, 2)).astype(jnp.bfloat16)
+    y = pool(x)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        y.astype(jnp.float32), pool(x.astype(jnp.float32)), rtol=0, atol=0.02
+    )
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: max_pool(x, (2, 2), (2, 2), impl="fast"),
+        lambda x: avg_pool(x, (2, 2), (2, 2), impl="fast"),
+        lambda x: adaptive_avg_pool(x, (1, 1), impl="fast"),
+    ],
+)
+def test_unknown_impl_is_refused(pool):
+    with pytest.raises(ValueError, match="unknown impl 'fast'"):
+        pool(jnp.zeros((1, 4, 4, 1)))
