@@ -1,7 +1,7 @@
 """Checkpoints in a run's folder: the latest to go on from, the best to use."""
 
+import math
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,22 +42,13 @@ def open_manager(workdir: pathlib.Path, *, read_only: bool = False) -> ocp.Check
 
 
 def save(manager: ocp.CheckpointManager, state: Any, miou: float | None = None) -> None:
-    """Writes a training state under its step; with `miou` it can become the best.
-
-    A step already saved without its figure (by a signal, say) is written again with it.
-    """
-    step = int(state.step)
-    if step in manager.all_steps():
-        if miou is None:
-            return
-        manager.delete(step)
-    manager.save(
-        step,
-        args=ocp.args.StandardSave(state),
-        metrics=None if miou is None else {"miou": float(miou)},
-        force=True,
-    )
-    manager.wait_until_finished()
+    """Writes a training state under its step; with `miou` it can become the best. A step is written once."""
+    if int(state.step) in manager.all_steps():
+        return
+    if miou is not None:
+        # nan (no valid pixel in the evaluation set) would beat every number.
+        miou = {"miou": -1.0 if math.isnan(miou) else float(miou)}
+    manager.save(int(state.step), args=ocp.args.StandardSave(state), metrics=miou, force=True)
 
 
 def restore(manager: ocp.CheckpointManager, template: Any, step: int | None = None) -> Any:
@@ -129,8 +120,3 @@ def difference(
     if changed:
         parts.append(f"other shapes: {some(changed)}")
     return "; ".join(parts) or "nothing differs"
-
-
-def discard(workdir: pathlib.Path) -> None:
-    """Removes a run's checkpoints."""
-    shutil.rmtree(workdir / FOLDER, ignore_errors=True)

@@ -180,7 +180,7 @@ def evaluate_run(
     overlays: int,
     root: str | None = None,
 ) -> metrics.Scores:
-    """Evaluates a checkpoint of a run at the frames' own size and writes evaluation.json and overlays to `output`."""
+    """Evaluates a checkpoint of a run and writes evaluation.json and overlays to `output`; config.input.size resizes."""
     config, model, variables, at = load_run(workdir, which)
     if root is not None:
         config.input.root = root

@@ -120,15 +120,14 @@ def ohem_cross_entropy(
         axis: The axis of `logits` that holds the classes.
     """
     entropy, weight, valid = _terms(logits, label, class_weights, axis)
-    # Ignored pixels count as sure (p = 1), so that they come last in the order.
+    # Ignored pixels count as sure (p = 1): they come last, and if valid ones are too few the limit is 1, which keeps all.
     probability = jnp.where(valid, jnp.exp(-jax.lax.stop_gradient(entropy)), 1.0)
     k = max(1, int(min_kept * label.size))
     enough = jnp.sum(probability <= threshold, dtype=jnp.int32) >= k
     limit = jax.lax.cond(
         enough,
         lambda: jnp.float32(threshold),
-        lambda: jnp.maximum(kth_smallest(probability, k), jnp.float32(threshold)),
+        lambda: kth_smallest(probability, k),
     )
-    few = jnp.sum(valid, dtype=jnp.int32) < k
-    kept = valid & ((probability <= limit) | few)
+    kept = valid & (probability <= limit)
     return _weighted_mean(entropy, jnp.where(kept, weight, 0.0))

@@ -105,18 +105,19 @@ def test_best_and_latest_are_kept(tmp_path, mious, kept, best):
             _same(variables, _state(step).variables())
 
 
-def test_the_figure_may_come_later(tmp_path):
+def test_a_step_is_written_once(tmp_path):
     with checkpoint.open_manager(tmp_path) as manager:
         checkpoint.save(manager, _state(1), 0.3)
-        checkpoint.save(manager, _state(2))
+        checkpoint.save(manager, _state(1), 0.9)
+        checkpoint.save(manager, _state(1))
+        assert (manager.all_steps(), manager.metrics(1)) == ([1], {"miou": 0.3})
+
+
+def test_nan_is_never_the_best(tmp_path):
+    with checkpoint.open_manager(tmp_path) as manager:
+        for step, miou in enumerate([0.1, float("nan"), 0.05], start=1):
+            checkpoint.save(manager, _state(step), miou)
         assert manager.best_step() == 1
-        checkpoint.save(manager, _state(2), 0.4)
-        assert (manager.all_steps(), manager.best_step()) == ([2], 2)
-        checkpoint.save(manager, _state(2))  # takes nothing away
-        checkpoint.save(manager, _state(3), 0.1)
-    with checkpoint.open_manager(tmp_path, read_only=True) as manager:
-        assert (sorted(manager.all_steps()), manager.best_step()) == ([2, 3], 2)
-        _same(checkpoint.restore_variables(manager, 2, _CPU), _state(2).variables())
 
 
 @pytest.mark.parametrize("ema", [False, True])
@@ -201,14 +202,3 @@ def test_reading_leaves_the_folder_alone(tmp_path):
         checkpoint.save(writer, _state(2), 0.9)
     with checkpoint.open_manager(tmp_path, read_only=True) as reader:
         assert reader.best_step() == 2
-
-
-def test_discard(tmp_path):
-    (tmp_path / "metrics.jsonl").touch()
-    with checkpoint.open_manager(tmp_path) as manager:
-        checkpoint.save(manager, _state(1), 0.5)
-    checkpoint.discard(tmp_path)
-    checkpoint.discard(tmp_path)  # nothing to remove is no error
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
-    with checkpoint.open_manager(tmp_path) as manager:
-        assert manager.latest_step() is None

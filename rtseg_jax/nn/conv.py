@@ -76,23 +76,40 @@ def _taps(x, shape, kernel_size, strides, padding, kernel_dilation):
             yield lax.slice(x, (0, *start, 0), (x.shape[0], *limit, x.shape[3]), (1, *strides, 1))
 
 
+def _shifts_side_by_side(x, axis, shifts):
+    """Channels of y[n]: x[n + shift] for each shift along an axis, zero outside.
+
+    A sum of padded arrays compiles to one loop; a concatenation would copy every part twice.
+    """
+    c = x.shape[3]
+
+    def place(k, shift):
+        pads = [(0, 0, 0), (0, 0, 0), (0, 0, 0), (k * c, (len(shifts) - 1 - k) * c, 0)]
+        pads[axis] = (-shift, shift, 0)
+        return lax.pad(x, jnp.zeros((), x.dtype), pads)
+
+    return sum(place(k, shift) for k, shift in enumerate(shifts))
+
+
 def _kernel_gradient(x, g, kernel_size, strides, padding, kernel_dilation):
     """Gradient of a dense convolution's kernel as matrix products over all pixels.
 
     lax's own form is a convolution with a window as large as the image, which CPUs run 2-4 times slower.
     """
-    (kh, kw), ci, co = kernel_size, x.shape[3], g.shape[3]
+    (kh, kw), (ph, pw), (dh, dw) = kernel_size, padding, kernel_dilation
+    ci, co = x.shape[3], g.shape[3]
 
     def product(x, g):
-        flat = (x.reshape(-1, x.shape[3]), g.reshape(-1, g.shape[3]))
-        return lax.dot_general(*flat, (((0,), (0,)), ((), ())))
+        flat = x.reshape(-1, x.shape[3]), g.reshape(-1, g.shape[3])
+        return lax.dot_general(
+            *flat, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        ).astype(x.dtype)
 
     if strides == (1, 1) and g.shape[1:3] == x.shape[1:3]:
-        # One product of the column taps of x and the row taps of g: 3 + 3 copies and not 9.
-        columns = _taps(x, x.shape[1:3], (1, kw), strides, (0, padding[1]), kernel_dilation)
-        rows = _taps(g, g.shape[1:3], (kh, 1), strides, (padding[0], 0), kernel_dilation)
-        y = product(jnp.concatenate(list(columns), -1), jnp.concatenate(list(rows)[::-1], -1))
-        return y.reshape(kw, ci, kh, co).transpose(2, 0, 1, 3)
+        # One product of x at the kernel's columns and g at its rows: 3 + 3 shifts and not 9.
+        columns = _shifts_side_by_side(x, 2, [j * dw - pw for j in range(kw)])
+        rows = _shifts_side_by_side(g, 1, [ph - i * dh for i in range(kh)])
+        return product(columns, rows).reshape(kw, ci, kh, co).transpose(2, 0, 1, 3)
     taps = _taps(x, g.shape[1:3], kernel_size, strides, padding, kernel_dilation)
     return jnp.stack([product(tap, g) for tap in taps]).reshape(kh, kw, ci, co)
 
@@ -210,7 +227,7 @@ def conv_transpose2d(
     output_padding: int = 0,
     impl: str = "auto",
 ) -> Float[Array, "b h2 w2 co"]:
-    """torch's ConvTranspose2d: kernel[kh, kw, ci, co] is its weight[ci, co, kh, kw], not flipped."""
+    """Torch's ConvTranspose2d: kernel[kh, kw, ci, co] is its weight[ci, co, kh, kw], not flipped."""
     check_impl(impl)
     sizes = kernel.shape[:2]
     if impl == "auto" and sizes == strides and padding == output_padding == 0:
@@ -264,7 +281,7 @@ class Conv(nn.Module):
         )
         if self.use_bias:
             bias_init = self.bias_init or torch_uniform(math.prod(shape[:3]))
-            y = y + _bias(self, bias_init, self.features)
+            y = _add_bias(self, y, bias_init)
         return y
 
 
@@ -298,7 +315,7 @@ class DepthwiseConv(nn.Module):
         )
         if self.use_bias:
             bias_init = self.bias_init or torch_uniform(math.prod(shape[:3]))
-            y = y + _bias(self, bias_init, x.shape[-1])
+            y = _add_bias(self, y, bias_init)
         return y
 
 
@@ -327,12 +344,13 @@ class ConvTranspose(nn.Module):
             output_padding=self.output_padding,
             impl=self.impl,
         )
-        return y + _bias(self, init, self.features) if self.use_bias else y
+        return _add_bias(self, y, init) if self.use_bias else y
 
 
-def _bias(module, init, features):
-    bias = module.param("bias", init, (features,), jnp.float32)
-    return bias.astype(module.dtype).reshape(1, 1, 1, features)
+def _add_bias(module, y, init):
+    bias = module.param("bias", init, (y.shape[3],), jnp.float32).reshape(1, 1, 1, -1)
+    # In float32, or the bias's gradient would be a bfloat16 sum over all pixels, which stops growing at 256.
+    return (y + bias).astype(y.dtype)
 
 
 class ConvBatchNorm(nn.Module):

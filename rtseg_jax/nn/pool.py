@@ -37,7 +37,7 @@ def max_pool(
     ceil_mode: bool = False,
     impl: str = "auto",
 ) -> Float[Array, "b h2 w2 c"]:
-    """torch's max_pool2d; "auto" pools rows, then columns. The gradient goes to the first maximum.
+    """Torch's max_pool2d; "auto" pools rows, then columns. The gradient goes to the first maximum.
 
     Args:
         x: The input; padding is -inf.
@@ -80,7 +80,7 @@ def avg_pool(
     *,
     impl: str = "auto",
 ) -> Float[Array, "b h2 w2 c"]:
-    """torch's avg_pool2d, floor mode; the padding's zeros count in the mean (count_include_pad)."""
+    """Torch's avg_pool2d, floor mode; the padding's zeros count in the mean (count_include_pad)."""
     if impl not in ("auto", "portable"):
         raise ValueError(f"unknown impl '{impl}'; choose 'auto' or 'portable'")
     pads = [(p, p) for p in padding]
@@ -99,7 +99,7 @@ def avg_pool(
 def adaptive_avg_pool(
     x: Float[Array, "b h w c"], size: Pair, *, impl: str = "auto"
 ) -> Float[Array, "b h2 w2 c"]:
-    """torch's adaptive_avg_pool2d: output i is the mean over [floor(i n / m), ceil((i + 1) n / m)).
+    """Torch's adaptive_avg_pool2d: output i is the mean over [floor(i n / m), ceil((i + 1) n / m)).
 
     Both forms are two small matrix products, computed in float32.
     """
