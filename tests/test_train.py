@@ -147,7 +147,7 @@ def test_killed_at_random_and_started_again(tmp_path):
         )
 
     whole = start(tmp_path / "whole")
-    assert whole.wait(timeout=300) == 0, whole.stdout.read()
+    assert whole.wait(timeout=800) == 0, whole.stdout.read()
     rng = np.random.default_rng()
     for _ in range(3):
         run = start(tmp_path / "run")
@@ -160,7 +160,7 @@ def test_killed_at_random_and_started_again(tmp_path):
         run.send_signal(signal.SIGKILL)
         run.wait()
     last = start(tmp_path / "run")
-    out = last.communicate(timeout=300)[0]
+    out = last.communicate(timeout=800)[0]
     assert last.returncode == 0, out
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
@@ -262,7 +262,7 @@ def program(*arguments, cwd=ROOT):
         capture_output=True,
         text=True,
         cwd=cwd,
-        timeout=300,
+        timeout=800,
     )
 
 
