@@ -17,8 +17,8 @@ SegNet split (367 train, 101 val, 233 test images of 360x480, 11 classes), from 
 The checkpoint is the one with the best val mIoU; test was evaluated once per run, single scale. On this set
 val lies some ten points above test: the val figure only chooses the checkpoint, the result is test.
 
-Each run: `python -m rtseg_jax.main --config=configs/camvid_short.py:NETWORK --config.input.root=DIR --workdir=RUN`
-(with the overrides in its row), then `python -m rtseg_jax.evaluate --workdir=RUN --split=test`; the tables are
+Each run: `python -m rtseg_jax.main --config=configs/camvid_short.py:NETWORK --config.input.root=DIR --workdir=RUN`, then
+`python -m rtseg_jax.evaluate --workdir=RUN --split=test`; the tables are
 written by `python benchmarks/camvid.py RUN ...`. Seconds are wall time on two CPU cores, evaluations included, on a
 machine that had other work to do at the same time.
 """

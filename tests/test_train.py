@@ -146,8 +146,11 @@ def test_killed_at_random_and_started_again(tmp_path):
             text=True,
         )
 
-    whole = start(tmp_path / "whole")
-    assert whole.wait(timeout=800) == 0, whole.stdout.read()
+    def finish(run):
+        out = run.communicate(timeout=800)[0]
+        assert run.returncode == 0, out
+
+    finish(start(tmp_path / "whole"))
     rng = np.random.default_rng()
     for _ in range(3):
         run = start(tmp_path / "run")
@@ -158,10 +161,8 @@ def test_killed_at_random_and_started_again(tmp_path):
                 break
         time.sleep(rng.uniform(0, 0.15))
         run.send_signal(signal.SIGKILL)
-        run.wait()
-    last = start(tmp_path / "run")
-    out = last.communicate(timeout=800)[0]
-    assert last.returncode == 0, out
+        run.communicate()
+    finish(start(tmp_path / "run"))
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
