@@ -105,7 +105,7 @@ def streets(config: ml_collections.ConfigDict) -> None:
     config.input.size = (256, 512)
     config.input.num_train = 240
     config.input.num_eval = 40
-    config.num_steps = 360
+    config.num_steps = 200
     config.batch_size = 8
     config.ema_decay = 0.98
     config.augment.crop = (128, 256)
@@ -118,7 +118,7 @@ def streets(config: ml_collections.ConfigDict) -> None:
     config.optim.lr = 4e-3
     config.optim.schedule.update({"kind": "poly", "per": "step", "warmup_steps": 30})
     config.optim.method.update({"name": "adam", "weight_decay": 1e-4})
-    config.eval.update({"every_steps": 120, "batch_size": 8})
+    config.eval.update({"every_steps": 100, "batch_size": 8})
 
 
 def smoke(config: ml_collections.ConfigDict) -> None:
