@@ -102,14 +102,14 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
 def streets(config: ml_collections.ConfigDict) -> None:
     """A short run on rendered streets: needs no data and ends within minutes on two CPU cores."""
     config.input.mode = "resident"
-    config.input.size = (256, 512)
+    config.input.size = (128, 256)
     config.input.num_train = 240
     config.input.num_eval = 40
     config.num_steps = 200
     config.batch_size = 8
     config.ema_decay = 0.98
     config.augment.crop = (128, 256)
-    config.augment.scales = (0.5, 0.75, 1.0)
+    config.augment.scales = (1.0, 1.25, 1.5)
     config.augment.scale_range = None
     config.augment.mean = (105.0, 105.0, 105.0)
     config.augment.std = (60.0, 60.0, 60.0)

@@ -87,7 +87,6 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     elif config.init_from.required:
         raise ValueError("this stage goes on from another run; give --config.init_from.workdir=RUN")
     start = int(state.step)
-    writers = cleanup.enter_context(contextlib.closing(logs.Writers(workdir, start)))
     _describe(workdir, config, model, state, train_set, eval_set, total_steps, devices)
 
     # Steps, one compiled program for each crop size
@@ -126,6 +125,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     window, result, saved = [], None, start
     progress = logs.Progress(config.batch_size, start, total_steps)
     cleanup.callback(progress.close)
+    writers = cleanup.enter_context(contextlib.closing(logs.Writers(workdir, start)))
     with cleanup, _StopSignals() as stop:
         batches = progress.timed(make_batches())
         for done, (frames, indices) in enumerate(batches, start=start + 1):

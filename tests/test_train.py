@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rtseg_jax import checkpoint, evaluate, mesh, settings, train
+from rtseg_jax.mesh import make_mesh
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -166,22 +167,24 @@ def test_killed_at_random_and_started_again(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_one_device_equals_four(four_steps, tmp_path, monkeypatch):
-    one = mesh.make_mesh(jax.devices()[:1])
-    assert mesh.make_mesh().devices.size == 4
-    monkeypatch.setattr(mesh, "make_mesh", lambda devices=None: one)
-    config = tiny(num_steps=4, eval__every_steps=2, ema_decay=0.9)
-    train.train_and_evaluate(config, str(tmp_path / "run"))
-    for a, b in zip(log(four_steps[0]), log(tmp_path / "run"), strict=True):
+def test_one_device_equals_four(tmp_path, monkeypatch):
+    """With SGD: Adam's first steps have the size of the rate however small a gradient, so they amplify rounding."""
+    config = tiny(num_steps=3, optim__method__name="sgd", optim__lr=0.01)
+    for name, devices in (("four", jax.devices()), ("one", jax.devices()[:1])):
+        chosen = make_mesh(devices)
+        assert chosen.devices.size == {"four": 4, "one": 1}[name]
+        monkeypatch.setattr(mesh, "make_mesh", lambda chosen=chosen: chosen)
+        train.train_and_evaluate(config, str(tmp_path / name))
+    for a, b in zip(log(tmp_path / "four"), log(tmp_path / "one"), strict=True):
         assert a["step"] == b["step"]
         if "loss" in a:
             assert a["loss"] == pytest.approx(b["loss"], rel=2e-4)
-    _, four = final_state(four_steps[0])
-    _, single = final_state(tmp_path / "run")
+    _, four = final_state(tmp_path / "four")
+    _, single = final_state(tmp_path / "one")
     compared = 0
     for name, value in four.items():
         if "batch_stats" in name:
-            np.testing.assert_allclose(value, single[name], rtol=5e-3, atol=5e-4, err_msg=name)
+            np.testing.assert_allclose(value, single[name], rtol=2e-3, atol=2e-4, err_msg=name)
             compared += 1
     assert compared > 100
 
