@@ -85,7 +85,7 @@ def define_config_flag() -> flags.FlagHolder:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """flags.FLAGS(argv), with the config found by name and a misspelt key answered with the nearest one."""
-    spec, at = None, None
+    spec, at, known = None, None, []
     for i, argument in enumerate(argv[1:], start=1):
         if argument.lstrip("-") == "config" and i + 1 < len(argv):
             spec, at = argv[i + 1], i + 1
@@ -93,11 +93,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
             spec, at = argument.partition("=")[2], i
     if spec is not None:
         found = find_config(spec)
+        known = list(keys(load(found)))  # what the file refuses is told by its own message
         argv = [*argv[:at], found if argv[at] == spec else f"--config={found}", *argv[at + 1 :]]
     try:
         return flags.FLAGS(argv)
     except (AttributeError, KeyError):
-        known = list(keys(flags.FLAGS["config"].value))
         for argument in argv[1:]:
             key = argument.lstrip("-").partition("=")[0].removeprefix("config.")
             if argument.lstrip("-").startswith("config.") and key not in known:
