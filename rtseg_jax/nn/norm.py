@@ -22,7 +22,7 @@ def _moments(x):
 
 def _affine(x, mean, var, scale, bias, epsilon):
     factor = scale * lax.rsqrt(var + epsilon)
-    return (x.astype(jnp.float32) - _row(mean)) * _row(factor) + _row(bias)
+    return x.astype(jnp.float32) * _row(factor) + _row(bias - mean * factor)
 
 
 def _prelu(x, slope):
@@ -52,23 +52,25 @@ def _fused(x, scale, bias, slope, epsilon):
         x, mean, inverse, scale, bias, slope = saved
         g = cotangents[0].astype(jnp.float32)
         count = x.size // x.shape[-1]
-        centred = x.astype(jnp.float32) - _row(mean)
+        x32 = x.astype(jnp.float32)
         # Sums of one array or of a product of two need no full-size intermediate.
-        d_bias, d_scale, d_slope = g.sum((0, 1, 2)), (g * centred).sum((0, 1, 2)), None
+        d_bias = g.sum((0, 1, 2))
+        d_scale, d_slope = (g * x32).sum((0, 1, 2)) - mean * d_bias, None
         if slope is not None:
-            positive = centred * _row(scale * inverse) + _row(bias) > 0
+            factor = scale * inverse
+            positive = x32 * _row(factor) + _row(bias - mean * factor) > 0
             blocked = jnp.where(positive, 0.0, g)
-            sum_blocked, product_blocked = (
-                blocked.sum((0, 1, 2)),
-                (blocked * centred).sum((0, 1, 2)),
-            )
+            sum_blocked = blocked.sum((0, 1, 2))
+            product_blocked = (blocked * x32).sum((0, 1, 2)) - mean * sum_blocked
             d_slope = scale * inverse * product_blocked + bias * sum_blocked
             d_bias = d_bias - (1 - slope) * sum_blocked
             d_scale = d_scale - (1 - slope) * product_blocked
             g = g - _row(1 - slope) * blocked
         d_scale = inverse * d_scale
-        d_x = g - _row(d_bias / count) - centred * _row(inverse * d_scale / count)
-        return (d_x * _row(scale * inverse)).astype(x.dtype), d_scale, d_bias, d_slope
+        factor = scale * inverse
+        along_x = factor * inverse * d_scale / count
+        d_x = g * _row(factor) - x32 * _row(along_x) + _row(mean * along_x - factor * d_bias / count)
+        return d_x.astype(x.dtype), d_scale, d_bias, d_slope
 
     apply.defvjp(forward, backward)
     return apply(x, scale, bias, slope)

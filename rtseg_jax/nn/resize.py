@@ -60,8 +60,14 @@ def resize_bilinear(
         return jnp.einsum("bhWc,Hh->bHWc", x, rows, precision="highest").astype(dtype)
 
     def transpose(_, g):
-        g = jnp.einsum("bHWc,Hh->bhWc", g.astype(jnp.float32), rows, precision="highest")
-        g = jnp.einsum("bhWc,Ww->bhwc", g, columns, precision="highest")
+        # Columns first: with one channel, as in the losses, that is a matrix product without a transposition.
+        b, height, width, c = g.shape
+        g = g.astype(jnp.float32)
+        if c == 1:
+            g = jnp.matmul(g.reshape(-1, width), columns, precision="highest").reshape(b, height, -1, 1)
+        else:
+            g = jnp.einsum("bHWc,Ww->bHwc", g, columns, precision="highest")
+        g = jnp.einsum("bHwc,Hh->bhwc", g, rows, precision="highest")
         return (g.astype(dtype),)
 
     if impl == "portable":

@@ -1,0 +1,78 @@
+"""Blocks that more than one paper's network is made of."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rtseg_jax.nn.conv import Conv, ConvBatchNorm, Initializer, kaiming_normal_fan_out
+from rtseg_jax.nn.pool import max_pool
+
+
+class InvertedResidual(nn.Module):
+    """Expansion, depth-wise 3x3, linear projection (Sandler et al., "MobileNetV2", CVPR 2018, Table 1).
+
+    The input is added where stride and channels allow it.
+
+    Attributes:
+        expansion: Channels of the depth-wise convolution over those of the input.
+        expand: False leaves the first 1x1 convolution out, as published weights do where expansion is 1.
+    """
+
+    features: int
+    strides: tuple[int, int] = (1, 1)
+    expansion: int = 6
+    expand: bool = True
+    activation: Callable[[Array], Array] = nn.relu6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 co"]:
+        y, channels = x, x.shape[-1]
+        if self.expand:
+            y = ConvBatchNorm(
+                self.expansion * channels,
+                (1, 1),
+                activation=self.activation,
+                dtype=self.dtype,
+                name="expand",
+            )(y, train=train)
+        y = ConvBatchNorm(
+            None,
+            (3, 3),
+            self.strides,
+            activation=self.activation,
+            dtype=self.dtype,
+            name="depthwise",
+        )(y, train=train)
+        y = ConvBatchNorm(self.features, (1, 1), dtype=self.dtype, name="project")(y, train=train)
+        return x + y if self.strides == (1, 1) and channels == self.features else y
+
+
+class ChainedResidualPooling(nn.Module):
+    """Chained residual pooling, CRP (Lin et al., "RefineNet", CVPR 2017, Fig. 2d), with 1x1 convolutions.
+
+    t_0 = x, t_i = conv_i(maxpool5x5(t_i-1)), result x + t_1 + ... + t_stages.
+    """
+
+    features: int
+    stages: int = 4
+    kernel_init: Initializer = kaiming_normal_fan_out
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        top = x
+        for i in range(1, self.stages + 1):
+            top = Conv(
+                self.features,
+                (1, 1),
+                use_bias=False,
+                kernel_init=self.kernel_init,
+                dtype=self.dtype,
+                name=f"conv{i}",
+            )(max_pool(top, (5, 5), (1, 1), (2, 2)))
+            x = x + top
+        return x
