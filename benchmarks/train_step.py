@@ -106,6 +106,8 @@ def jax_rival(options: argparse.Namespace, dtype: str) -> tuple[Callable, Callab
         steps_per_epoch=100,
         per="step",
         power=0.9,
+        decay=1.0,
+        every_epochs=1,
         warmup_steps=0,
         warmup_start=0.0,
     )

@@ -56,12 +56,14 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
     config.input.train_split = "train"
     config.input.eval_split = "val"
     config.input.size = config_dict.placeholder(tuple)  # (h, w) instead of the files' own
+    config.input.patches = config_dict.placeholder(tuple)  # (rows, columns, h, w): train on these
     config.input.num_train = config_dict.placeholder(int)  # None = all that there are
     config.input.num_eval = config_dict.placeholder(int)
 
     config.augment = ml_collections.ConfigDict()
     config.augment.crop = (512, 1024)  # (h, w)
     config.augment.crop_schedule = ()  # ((until this fraction of the run, (h, w)), ...)
+    config.augment.squash = config_dict.placeholder(tuple)  # (h, w) of scale 1; None = the frames'
     config.augment.scales = (1.0,)
     config.augment.scale_range = config_dict.placeholder(tuple)  # (low, high) instead of the set
     config.augment.flip = 0.5
@@ -72,7 +74,15 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
     config.optim = ml_collections.ConfigDict()
     config.optim.lr = 1e-3
     config.optim.schedule = ml_collections.ConfigDict(
-        {"kind": "poly", "per": "step", "power": 0.9, "warmup_steps": 0, "warmup_start": 0.0}
+        {
+            "kind": "poly",  # or "cosine", "step", "constant"
+            "per": "step",
+            "power": 0.9,
+            "decay": 0.1,  # of "step": the rate's factor after every so many epochs
+            "every_epochs": 100,
+            "warmup_steps": 0,
+            "warmup_start": 0.0,
+        }
     )
     config.optim.method = ml_collections.ConfigDict(
         {
@@ -89,6 +99,7 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
         {
             "required": False,
             "workdir": "",  # of another run, whose weights this one begins with
+            "file": "",  # of PyTorch instead, whose backbone it begins with
             "checkpoint": "best",
             "modules": ("backbone", "classifier"),
         }
@@ -96,6 +107,9 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
     config.eval = ml_collections.ConfigDict(
         {"every_epochs": 1, "every_steps": 0, "batch_size": 1, "overlays": 4}
     )
+    config.eval.size = config_dict.placeholder(
+        tuple
+    )  # (h, w) that the network sees; None = the frames'
     return config
 
 
@@ -103,12 +117,15 @@ def streets(config: ml_collections.ConfigDict) -> None:
     """A short run on rendered streets: needs no data and ends within minutes on two CPU cores."""
     config.input.mode = "resident"
     config.input.size = (128, 256)
+    config.input.patches = None
     config.input.num_train = 240
     config.input.num_eval = 40
     config.num_steps = 200
     config.batch_size = 8
     config.ema_decay = 0.98
     config.augment.crop = (128, 256)
+    config.augment.crop_schedule = ()
+    config.augment.squash = None
     config.augment.scales = (1.0, 1.25, 1.5)
     config.augment.scale_range = None
     config.augment.mean = (105.0, 105.0, 105.0)
@@ -118,7 +135,7 @@ def streets(config: ml_collections.ConfigDict) -> None:
     config.optim.lr = 4e-3
     config.optim.schedule.update({"kind": "poly", "per": "step", "warmup_steps": 30})
     config.optim.method.update({"name": "adam", "weight_decay": 1e-4})
-    config.eval.update({"every_steps": 100, "batch_size": 8})
+    config.eval.update({"every_steps": 100, "batch_size": 8, "size": None})
 
 
 def smoke(config: ml_collections.ConfigDict) -> None:
@@ -132,6 +149,5 @@ def smoke(config: ml_collections.ConfigDict) -> None:
     config.batch_size = 4
     config.log_every = 1
     config.augment.crop = (32, 64)
-    config.augment.crop_schedule = ()
     config.init_from.required = False
     config.eval.update({"every_steps": 2, "batch_size": 4, "overlays": 1})

@@ -49,17 +49,19 @@ def scale_and_crop(
     offset: Float[Array, "2"],
     flip: Array,
     crop: tuple[int, int],
+    size: tuple[int, int],
 ) -> tuple[Float[Array, "ch cw 3"], Int[Array, "ch cw"], Array]:
-    """One affine crop out of the image enlarged by `scale`.
+    """One affine crop out of the image resized to `scale` times `size`.
 
     Args:
         image: RGB, [0, 255].
         label: Train ids, 255 = ignore.
-        scale: The enlarged size is round(scale * size).
+        scale: The image is resized to round(scale * size).
         offset: In [0, 1): where the crop lies between the first and the last possible place, (y, x).
         flip: Whether to mirror left and right.
         crop: (height, width) in pixels. Where the enlarged image is smaller, the rest lies at the bottom and right
             (left, when mirrored).
+        size: (height, width) that scale 1 stands for, in pixels.
 
     Returns:
         The image, float32 in [0, 255]; the label, 255 outside; and which pixels are inside, [ch, cw] bool.
@@ -67,7 +69,7 @@ def scale_and_crop(
     coordinates, inside = [], []
     for axis, count in enumerate(crop):
         extent = image.shape[axis]
-        enlarged = jnp.maximum(jnp.round(scale * extent), 1.0)
+        enlarged = jnp.maximum(jnp.round(scale * size[axis]), 1.0)
         room = jnp.maximum(enlarged - count, 0.0)
         start = jnp.minimum(jnp.floor(offset[axis] * (room + 1)), room)
         coordinates.append(crop_coordinates(start, count, enlarged / extent))
@@ -115,6 +117,7 @@ def augment(
     jitter: tuple[float, float, float],
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
+    squash: tuple[int, int] | None = None,
 ) -> dict[str, Array]:
     """A training batch out of decoded frames; the same (seed, step, index) always gives the same example.
 
@@ -131,6 +134,7 @@ def augment(
         jitter: Largest relative change of brightness, contrast and saturation; zeros switch it off.
         mean: RGB, subtracted, in units of [0, 255].
         std: RGB, divided by.
+        squash: (height, width) that scale 1 stands for, if not the frames' own.
 
     Returns:
         "image" [b, ch, cw, 3] float32, 0 (the mean) outside the frame, and "label" [b, ch, cw] int32, 255 outside.
@@ -151,6 +155,7 @@ def augment(
             offset=jax.random.uniform(keys[1], (2,)),
             flip=jax.random.uniform(keys[2]) < flip,
             crop=crop,
+            size=squash or images.shape[1:3],
         )
         if any(jitter):
             strength = jnp.asarray(jitter, jnp.float32)

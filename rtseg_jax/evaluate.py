@@ -192,6 +192,7 @@ def evaluate_run(
         num_classes=dataset.table.num_classes,
         mean=config.augment.mean,
         std=config.augment.std,
+        size=config.eval.size,
     )
     batches = pipeline.eval_batches(dataset, batch_size)
     confusion, maps = evaluate(

@@ -51,18 +51,22 @@ def make_schedule(
     steps_per_epoch: int,
     per: str,
     power: float,
+    decay: float,
+    every_epochs: int,
     warmup_steps: int,
     warmup_start: float,
 ) -> optax.Schedule:
     """Builds the schedule that a config names.
 
     Args:
-        kind: "poly", "cosine" (to 0) or "constant"; each after the linear warm-up.
+        kind: "poly", "cosine" (to 0), "step" or "constant"; each after the linear warm-up.
         lr: The highest rate.
         total_steps: All steps of the run.
         steps_per_epoch: Needed by per="epoch".
         per: "step" or "epoch": how often the rate changes. Only poly knows "epoch".
         power: Of poly.
+        decay: Of step: what the rate is multiplied with.
+        every_epochs: Of step: after so many epochs, counted from the first step of the run, it is.
         warmup_steps: Length of the warm-up.
         warmup_start: Where the warm-up begins, as a fraction of lr.
 
@@ -84,11 +88,17 @@ def make_schedule(
         raise ValueError(f"optim.schedule.per='epoch' goes with kind='poly', not '{kind}'")
     if kind == "cosine":
         body = optax.cosine_decay_schedule(lr, max(total_steps - warmup_steps, 1))
+    elif kind == "step":
+        stage = every_epochs * steps_per_epoch
+
+        def body(step):
+            return lr * decay ** jnp.floor((step + warmup_steps) / stage)
+
     elif kind == "constant":
         body = optax.constant_schedule(lr)
     else:
         raise ValueError(
-            f"unknown optim.schedule.kind '{kind}'; choose 'poly', 'cosine' or 'constant'"
+            f"unknown optim.schedule.kind '{kind}'; choose 'poly', 'cosine', 'step' or 'constant'"
         )
     if warmup_steps == 0:
         return body

@@ -181,6 +181,7 @@ def dataset_arguments(config: ml_collections.ConfigDict, split: str) -> dict[str
         "root": given.root,
         "split": split,
         "size": given.size,
+        "patches": given.patches if split == given.train_split else None,
         "seed": config.seed,
         "num_examples": given.num_train if split == given.train_split else given.num_eval,
     }

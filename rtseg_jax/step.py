@@ -160,9 +160,13 @@ def predict(
     *,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
+    size: tuple[int, int] | None = None,
 ) -> jax.Array:
-    """Full-size float32 logits [b, h, w, k] of uint8 frames [b, h, w, 3]."""
-    outputs = model.apply(variables, normalize(images, mean, std), train=False)
+    """Full-size float32 logits [b, h, w, k] of uint8 frames [b, h, w, 3], which the network sees at `size` (h, w)."""
+    image = normalize(images, mean, std)
+    if size is not None:
+        image = resize_bilinear(image, size)
+    outputs = model.apply(variables, image, train=False)
     return resize_bilinear(outputs["logits"], images.shape[1:3])
 
 
@@ -173,12 +177,13 @@ def jit_eval_step(
     num_classes: int,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
+    size: tuple[int, int] | None = None,
 ) -> Callable:
     """Compiles (variables, images, labels, mask) -> (confusion [k, k] int32, class map [b, h, w] uint8)."""
     whole, rows = replicated(mesh), split(mesh)
 
     def step(variables, images, labels, mask):
-        logits = predict(model, variables, images, mean=mean, std=std)
+        logits = predict(model, variables, images, mean=mean, std=std, size=size)
         classes = jnp.argmax(logits, axis=-1).astype(jnp.uint8)
         counts = metrics.confusion_matrix(labels.astype(jnp.int32), classes, num_classes, mask)
         return counts, classes

@@ -16,7 +16,7 @@ OFF = {
     "mean": (0.0, 0.0, 0.0),
     "std": (1.0, 1.0, 1.0),
 }
-_crop = jax.jit(augment.scale_and_crop, static_argnames="crop")
+_crop = jax.jit(augment.scale_and_crop, static_argnames=("crop", "size"))
 
 
 @functools.cache
@@ -37,10 +37,10 @@ def _frames(shape, seed=0, classes=19):
     return images, rng.integers(0, classes, shape, dtype=np.uint8)
 
 
-def _reference(image, label, scale, offset, flip, crop):
+def _reference(image, label, scale, offset, flip, crop, size):
     """One output pixel after another, in float64; also tells where nearest was a tie."""
     (h, w), (ch, cw) = label.shape, crop
-    big = [max(int(np.rint(np.float32(scale) * n)), 1) for n in (h, w)]
+    big = [max(int(np.rint(np.float32(scale) * n)), 1) for n in size]
     room = [max(b - c, 0) for b, c in zip(big, crop, strict=True)]
     start = [min(int(o * (r + 1)), r) for o, r in zip(offset, room, strict=True)]
     out, ids = np.zeros((ch, cw, 3)), np.full((ch, cw), 255)
@@ -64,20 +64,21 @@ def _reference(image, label, scale, offset, flip, crop):
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(
-    "size, scale, offset, crop",
+    "frame, size, scale, offset, crop",
     [
-        ((16, 20), 1.0, (0.5, 0.5), (9, 12)),
-        ((17, 23), 0.75, (0.99, 0.0), (8, 11)),
-        ((17, 23), 1.7, (0.0, 0.999), (15, 21)),
-        ((13, 11), 2.0, (0.999, 0.999), (13, 11)),
-        ((13, 11), 0.61, (0.3, 0.7), (13, 15)),  # padded both ways
-        ((9, 31), 0.5, (0.6, 0.6), (10, 7)),  # padded below only
-        ((16, 20), 1.0, (0.0, 0.0), (16, 20)),
-        ((3, 3), 0.01, (0.9, 0.9), (2, 2)),  # never below one pixel
+        ((16, 20), (16, 20), 1.0, (0.5, 0.5), (9, 12)),
+        ((17, 23), (17, 23), 0.75, (0.99, 0.0), (8, 11)),
+        ((17, 23), (17, 23), 1.7, (0.0, 0.999), (15, 21)),
+        ((13, 11), (13, 11), 2.0, (0.999, 0.999), (13, 11)),
+        ((13, 11), (13, 11), 0.61, (0.3, 0.7), (13, 15)),  # padded both ways
+        ((9, 31), (9, 31), 0.5, (0.6, 0.6), (10, 7)),  # padded below only
+        ((16, 20), (16, 20), 1.0, (0.0, 0.0), (16, 20)),
+        ((3, 3), (3, 3), 0.01, (0.9, 0.9), (2, 2)),  # never below one pixel
+        ((10, 20), (10, 10), 1.5, (0.4, 0.8), (9, 12)),  # a wide frame squashed to a square
     ],
 )
-def test_crop_is_the_reference(size, scale, offset, crop, flip):
-    image, label = _frames(size)
+def test_crop_is_the_reference(frame, size, scale, offset, crop, flip):
+    image, label = _frames(frame)
     ours, ids, inside = _crop(
         image,
         label,
@@ -85,12 +86,23 @@ def test_crop_is_the_reference(size, scale, offset, crop, flip):
         offset=jnp.array(offset, jnp.float32),
         flip=jnp.array(flip),
         crop=crop,
+        size=size,
     )
-    expected, expected_ids, ties = _reference(image, label, scale, offset, flip, crop)
+    expected, expected_ids, ties = _reference(image, label, scale, offset, flip, crop, size)
     np.testing.assert_array_equal(inside, expected_ids != 255)
     np.testing.assert_allclose(np.where(inside[..., None], ours, 0), expected, atol=2e-3)
     assert ties.mean() < 0.6
     np.testing.assert_array_equal(np.where(ties, 0, ids), np.where(ties, 0, expected_ids))
+
+
+def test_squash_is_a_resize_of_the_whole_frame():
+    images, labels = _frames((2, 12, 24))
+    squashed, ids = _augment(images, labels, crop=(12, 12), squash=(12, 12))
+    assert (ids != 255).all()
+    # Half of the width: each pixel lies between two of the frame's.
+    np.testing.assert_allclose(
+        squashed, images.astype(np.float32).reshape(2, 12, 12, 2, 3).mean(3), atol=1e-3
+    )
 
 
 def test_offsets_reach_every_place_and_no_further():
@@ -106,6 +118,7 @@ def test_offsets_reach_every_place_and_no_further():
             offset=jnp.array([offset, 1 - offset], jnp.float32),
             flip=jnp.array(False),
             crop=(4, 4),
+            size=(6, 9),
         )
         assert np.all(inside)
         corners.add(tuple(np.asarray(ours[0, 0, :2], int)))

@@ -127,6 +127,8 @@ def _schedule(**changes):
             "steps_per_epoch": 100,
             "per": "step",
             "power": 0.9,
+            "decay": 0.2,
+            "every_epochs": 3,
             "warmup_steps": 0,
             "warmup_start": 0.0,
             **changes,
@@ -172,6 +174,11 @@ _WARM = {"lr": 0.045, "total_steps": 371_000, "warmup_steps": 500, "warmup_start
         ({"kind": "constant", "lr": 0.3}, 700, 0.3),
         ({"kind": "constant", "lr": 0.3, "warmup_steps": 10, "warmup_start": 0.1}, 5, 0.165),
         ({"kind": "constant", "lr": 0.3, "warmup_steps": 10}, 10, 0.3),
+        ({"kind": "step", "lr": 0.3}, 299, 0.3),
+        ({"kind": "step", "lr": 0.3}, 300, 0.06),
+        ({"kind": "step", "lr": 0.3}, 999, 0.0024),  # 0.3 0.2^3
+        ({"kind": "step", "lr": 0.3, "warmup_steps": 10}, 5, 0.15),
+        ({"kind": "step", "lr": 0.3, "warmup_steps": 10}, 300, 0.06),  # stages count from the start
         ({"kind": "cosine", "lr": 0.2}, 0, 0.2),
         ({"kind": "cosine", "lr": 0.2}, 250, 0.1 * (1 + math.sqrt(0.5))),
         ({"kind": "cosine", "lr": 0.2}, 1000, 0.0),
@@ -190,8 +197,8 @@ def test_schedules(options, step, expected):
     "options, message",
     [
         (
-            {"kind": "step"},
-            "unknown optim.schedule.kind 'step'; choose 'poly', 'cosine' or 'constant'",
+            {"kind": "steps"},
+            "unknown optim.schedule.kind 'steps'; choose 'poly', 'cosine', 'step' or 'constant'",
         ),
         ({"per": "batch"}, "unknown optim.schedule.per 'batch'; choose 'step' or 'epoch'"),
         ({"kind": "cosine", "per": "epoch"}, "optim.schedule.per='epoch' goes with kind='poly'"),

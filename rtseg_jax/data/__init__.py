@@ -37,6 +37,7 @@ def load(
     root: str | os.PathLike[str] | None,
     split: str,
     size: tuple[int, int] | None = None,
+    patches: tuple[int, int, int, int] | None = None,
     seed: int = 0,
     num_examples: int | None = None,
 ) -> spec.Dataset:
@@ -48,6 +49,7 @@ def load(
         split: train, val or test; also trainval of those with files.
         size: (h, w) in pixels that streets are drawn at, and that others are resized to; None keeps
             the files' own.
+        patches: (rows, columns, h, w): a grid of crops of h x w pixels instead of each image.
         seed: Which streets are drawn; the others ignore it.
         num_examples: How many streets; of the others the first so many, None for all.
 
@@ -58,7 +60,8 @@ def load(
     if size is not None and min(size) < 1:
         raise ValueError(f"size {size} is impossible; expects (h, w) in pixels")
     if name == "streets":
-        return _streets(split, size, seed, num_examples)
+        dataset = _streets(split, size, seed, num_examples)
+        return dataset if patches is None else spec.patches(dataset, *patches)
     if name not in TABLES:
         raise ValueError(f"unknown dataset {name!r}; choose one of {', '.join(TABLES)}")
     if not root:
@@ -69,4 +72,6 @@ def load(
     dataset = {"cityscapes": cityscapes, "camvid": camvid}[name].load(root, split)
     if num_examples is not None:
         dataset = spec.first(dataset, num_examples)
-    return dataset if size is None else spec.resized(dataset, size)
+    if size is not None:
+        dataset = spec.resized(dataset, size)
+    return dataset if patches is None else spec.patches(dataset, *patches)

@@ -132,6 +132,43 @@ def resized(dataset: Dataset, size: tuple[int, int]) -> Dataset:
     return dataclasses.replace(dataset, size=size, load=load)
 
 
+def patches(dataset: Dataset, rows: int, columns: int, height: int, width: int) -> Dataset:
+    """A grid of crops from every image, each an example, evenly spread from border to border.
+
+    AFFNet trains on such patches: 2 x 4 of 880x880 pixels cover a frame of 1024x2048.
+
+    Args:
+        dataset: Any dataset.
+        rows: Of the grid.
+        columns: Of the grid.
+        height: Of a patch, in pixels.
+        width: Of a patch, in pixels.
+
+    Raises:
+        ValueError: a grid or a patch without extent. Loading raises DataError where an image is smaller than a patch.
+    """
+    if min(rows, columns, height, width) < 1:
+        raise ValueError(
+            f"patches {rows, columns, height, width} are impossible; (rows, columns, h, w) from 1"
+        )
+    grid = [(r, c) for r in range(rows) for c in range(columns)]
+
+    def load(i: int) -> tuple[np.ndarray, np.ndarray]:
+        image, label = dataset.load(i // len(grid))
+        r, c = grid[i % len(grid)]
+        room = label.shape[0] - height, label.shape[1] - width
+        if min(room) < 0:
+            raise DataError(
+                f"{dataset.table.name} {dataset.split} image {dataset.name(i // len(grid))} is "
+                f"{label.shape[0]}x{label.shape[1]} pixels, smaller than a patch of {height}x{width}"
+            )
+        y, x = round(r * room[0] / max(rows - 1, 1)), round(c * room[1] / max(columns - 1, 1))
+        return image[y : y + height, x : x + width], label[y : y + height, x : x + width]
+
+    names = tuple(f"{name}_{r}{c}" for name in dataset.names for r, c in grid)
+    return dataclasses.replace(dataset, names=names, size=(height, width), load=load)
+
+
 def first(dataset: Dataset, num_examples: int) -> Dataset:
     """The first `num_examples` of a dataset.
 

@@ -167,6 +167,7 @@ def test_streets_need_no_files():
         ({"size": None}, "streets draws its images: it needs size=(h, w) and num_examples"),
         ({"num_examples": 0}, "streets draws its images: it needs size=(h, w) and num_examples"),
         ({"size": (0, 8)}, "size (0, 8) is impossible; expects (h, w) in pixels"),
+        ({"patches": (2, 0, 8, 8)}, "patches (2, 0, 8, 8) are impossible"),
     ],
 )
 def test_impossible_arguments(arguments, message):
@@ -174,3 +175,29 @@ def test_impossible_arguments(arguments, message):
     with pytest.raises(ValueError) as raised:
         data.load(**{**given, **arguments})
     assert str(raised.value).startswith(message) and "\n" not in str(raised.value)
+
+
+def test_patches_cover_the_frame():
+    """The 2 x 4 grid of 880 x 880 over 1024 x 2048, at a quarter of the size: x = 0, 97, 195, 292 and y = 0, 36."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (256, 512, 3), dtype=np.uint8)
+    label = rng.integers(0, 19, (256, 512), dtype=np.uint8)
+    table = spec.TABLES["cityscapes"]
+    whole = spec.Dataset(table, "train", ("a", "b"), (256, 512), lambda i: (image + i, label))
+    patched = spec.patches(whole, 2, 4, 220, 220)
+    assert len(patched) == 16 and patched.size == (220, 220)
+    assert (
+        patched.names[:5] == ("a_00", "a_01", "a_02", "a_03", "a_10") and patched.names[8] == "b_00"
+    )
+    for i, (y, x) in enumerate((y, x) for y in (0, 36) for x in (0, 97, 195, 292)):
+        got_image, got_label = patched.load(8 + i)
+        np.testing.assert_array_equal(got_image, image[y : y + 220, x : x + 220] + 1)
+        np.testing.assert_array_equal(got_label, label[y : y + 220, x : x + 220])
+
+
+def test_patch_larger_than_the_image():
+    whole = data.load(
+        "streets", root=None, split="val", size=(32, 64), num_examples=1, patches=(1, 1, 33, 8)
+    )
+    with pytest.raises(spec.DataError, match="is 32x64 pixels, smaller than a patch of 33x8"):
+        whole.load(0)
