@@ -1,4 +1,6 @@
-"""Losses over class scores: weighted cross-entropy and online hard example mining, as pure functions."""
+"""Losses over class scores, as pure functions: weighted cross-entropy, hard example mining, weighted focal loss."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -131,3 +133,91 @@ def ohem_cross_entropy(
     )
     kept = valid & (probability <= limit)
     return _weighted_mean(entropy, jnp.where(kept, weight, 0.0))
+
+
+def by_kind(
+    logits: Float[Array, "..."],
+    label: Int[Array, "b h w"],
+    *,
+    kind: str,
+    class_weights: tuple[float, ...] | None,
+    threshold: float,
+    min_kept: float,
+    axis: int = -1,
+) -> Float[Array, ""]:
+    """The cross-entropy that a config names: "cross_entropy", or "ohem" with its threshold and min_kept.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    if kind == "cross_entropy":
+        return cross_entropy(logits, label, class_weights, axis=axis)
+    if kind == "ohem":
+        return ohem_cross_entropy(
+            logits, label, class_weights, threshold=threshold, min_kept=min_kept, axis=axis
+        )
+    raise ValueError(f"unknown loss '{kind}'; choose 'cross_entropy' or 'ohem'")
+
+
+def _check_counts(pixel_counts: tuple[int, ...]) -> None:
+    if not pixel_counts or min(pixel_counts) < 1:
+        raise ValueError(f"pixel counts {pixel_counts} must be positive, one per class")
+
+
+def frequency_weights(pixel_counts: tuple[int, ...], offset: float) -> tuple[float, ...]:
+    """Object frequency weights alpha_i = w_i / max w, w_i = 1 / ln(f_i + offset) (AFFNet, Eqs. 4 and 5).
+
+    Args:
+        pixel_counts: Labelled pixels of each class; f_i is their share.
+        offset: c of Eq. 4, greater than 1.
+
+    Raises:
+        ValueError: a class without pixels, or an offset that can make a weight infinite or negative.
+    """
+    _check_counts(pixel_counts)
+    if offset <= 1:
+        raise ValueError(f"offset {offset} of the frequencies must be greater than 1")
+    total = sum(pixel_counts)
+    weights = [1 / math.log(count / total + offset) for count in pixel_counts]
+    return tuple(weight / max(weights) for weight in weights)
+
+
+def magnitudes(pixel_counts: tuple[int, ...]) -> tuple[int, ...]:
+    """Object magnitudes gamma_i = floor(log10(f_i / min f)) (AFFNet, Eq. 6), in integers.
+
+    Raises:
+        ValueError: a class without pixels.
+    """
+    _check_counts(pixel_counts)
+    return tuple(len(str(count // min(pixel_counts))) - 1 for count in pixel_counts)
+
+
+def object_weighted_focal_loss(
+    logits: Float[Array, "..."],
+    label: Int[Array, "b h w"],
+    alpha: tuple[float, ...],
+    gamma: tuple[int, ...],
+    *,
+    axis: int = -1,
+) -> Float[Array, ""]:
+    """Object weighted focal loss, OWFL: the mean of -alpha_y (1 - p_y)^gamma_y ln p_y (AFFNet, Eq. 7).
+
+    Args:
+        logits: [b, h, w, k], or with the classes on another `axis`.
+        label: Train ids; 255 is ignored. A batch without any valid pixel gives 0.
+        alpha: One weight per class; the mean is not divided by them.
+        gamma: One exponent per class; frequent classes have the larger ones.
+        axis: The axis of `logits` that holds the classes.
+
+    Raises:
+        ValueError: not one alpha and one gamma per class, or a negative gamma.
+    """
+    if len(gamma) != len(alpha) or min(gamma) < 0:
+        raise ValueError(f"gamma {gamma} must hold {len(alpha)} exponents of 0 or more")
+    entropy, weight, valid = _terms(logits, label, alpha, axis)
+    exponent = jnp.asarray(gamma, jnp.int32)[jnp.where(valid, label, 0)]
+    # Products, not a power: the gradient of 0^0, met where p = 1, would be nan.
+    unsure, focus = -jnp.expm1(-entropy), jnp.ones_like(entropy)
+    for power in range(1, max(gamma) + 1):
+        focus = jnp.where(exponent >= power, focus * unsure, focus)
+    return _weighted_mean(weight * focus * entropy, valid.astype(jnp.float32))

@@ -3,6 +3,8 @@
 import itertools
 import re
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import pytest
 
@@ -20,7 +22,33 @@ COMBINATIONS = [
     ),
     *(f"dabnet:{d}" for d in ("cityscapes", "camvid", "streets")),
     *(f"erfnet:{n},{d}" for n in ("base", "encoder") for d in ("cityscapes", "camvid", "streets")),
-    *(f"camvid_short:{v}" for v in models.VARIANTS),
+    *(
+        f"carnet:{b},{d},{s}"
+        for b in ("mobilenet", "resnet50", "resnet101", "resnet152")
+        for d in ("nyuv2", "ade20k", "cityscapes", "camvid", "streets")
+        for s in ("scratch,carnet", "pretrained,scloss", "carmodule", "bs")
+    ),
+    *(
+        f"affnet:cityscapes,{w}"
+        for w in ("scratch", "patches", "finetune", "final_add", "residual", "text")
+    ),
+    *(
+        f"affnet:{d},{f}"
+        for d in ("camvid", "streets")
+        for f in ("concat_ewa", "ewa_concat", "ewa", "concat", "fpn_pan")
+    ),
+    *(
+        f"asap:{d},{f},{a}"
+        for d in ("cityscapes", "camvid", "streets")
+        for f in ("ffdn", "ln", "in", "general", "no_fusion")
+        for a in ("vertical", "horizontal", "conventional", "no_attention")
+    ),
+    *(f"{n}:{d}" for n in ("fast_scnn", "spssnet") for d in ("cityscapes", "camvid", "streets")),
+    *(
+        f"camvid_short:{v}"
+        for v in models.VARIANTS
+        if models.get(v).loss is models.get("eacnet_dabnet").loss
+    ),
 ]
 
 
@@ -29,13 +57,43 @@ def test_loads_locked_and_builds_its_network(spec):
     config = settings.load(spec)
     assert config.is_locked
     model = models.create(config.model.name, num_classes=2, **settings.model_options(config))
-    if "stage1" in spec or "control" in spec:
+    if "stage1" in spec or "control" in spec or "no_attention" in spec:
         assert model.attention == "none"
     elif "non_local" in spec:
         assert model.attention == "non_local"
-    weights = config.loss.class_weights
-    if weights is not None:
-        assert len(weights) == {"cityscapes": 19, "camvid": 11}[config.input.dataset]
+    classes = {"cityscapes": 19, "streets": 19, "camvid": 11}
+    for key in ("class_weights", "pixel_counts"):
+        if config.loss.get(key) is not None:
+            assert len(config.loss[key]) == classes[config.input.dataset]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "eacnet:dabnet,streets,non_local",
+        "erfnet:base,streets",
+        "carnet:mobilenet,streets,carnet",
+        "carnet:mobilenet,streets,bs",
+        "carnet:resnet50,streets,carmodule",
+        "affnet:streets,fpn_pan",
+        "asap:streets,general,conventional",
+        "fast_scnn:streets",
+        "spssnet:streets",
+    ],
+)
+def test_loss_takes_what_its_config_says(spec):
+    """Shapes only: the network's outputs under train go into the loss with the config's arguments."""
+    config = settings.load(spec)
+    model = models.create(config.model.name, num_classes=19, **settings.model_options(config))
+
+    def loss(key, image, label):
+        outputs, _ = model.init_with_output({"params": key, "dropout": key}, image, train=True)
+        return models.get(config.model.name).loss(outputs, {"label": label}, **config.loss)
+
+    image = jax.ShapeDtypeStruct((2, 33, 64, 3), jnp.float32)
+    label = jax.ShapeDtypeStruct((2, 33, 64), jnp.int32)
+    value, terms = jax.eval_shape(loss, jax.random.key(0), image, label)
+    assert value.shape == () and {x.shape for x in terms.values()} == {()} and "loss" in terms
 
 
 def test_every_shipped_config_is_tried_here():
@@ -44,7 +102,16 @@ def test_every_shipped_config_is_tried_here():
 
 @pytest.mark.parametrize(
     "spec",
-    ["eacnet:erfnet,smoke", "erfnet:smoke", "camvid_short:smoke"],
+    [
+        "eacnet:erfnet,smoke",
+        "erfnet:smoke",
+        "camvid_short:smoke",
+        "carnet:smoke",
+        "affnet:smoke",
+        "fast_scnn:smoke",
+        "spssnet:smoke",
+        "asap:smoke",
+    ],
 )
 def test_trains_two_steps(spec, tmp_path):
     result = train.train_and_evaluate(settings.load(spec), str(tmp_path / "run"))

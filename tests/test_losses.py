@@ -8,6 +8,7 @@ import torch
 
 from rtseg_jax import losses, mesh
 from rtseg_jax.nn.resize import resize_bilinear
+from rtseg_jax.torch_ref import losses as torch_losses
 
 SHAPE, CLASSES = (2, 6, 8), 5
 WEIGHTS = (0.8373, 0.918, 1.5, 1.0345, 0.25)
@@ -241,3 +242,99 @@ def test_upsample_class_maps(size):
         torch.tensor(logits).movedim(-1, 1), size, mode="bilinear", align_corners=False
     )
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+# Cityscapes' labelled pixels; alpha and gamma as AFFNet's Eqs. 4-6 give them.
+_COUNTS = (
+    *(2036416525, 336090793, 1260636120, 36199498, 48454166, 67789506, 11477088, 30448193),
+    *(879783988, 63949536, 221979646, 67326424, 7463162, 386328286, 14772328, 12990290),
+    *(12863955, 5449152, 22861233),
+)
+_ALPHA = (
+    *(0.0633, 0.2671, 0.0937, 0.7925, 0.7322, 0.6539, 0.9511, 0.8244, 0.1259, 0.6680),
+    *(0.3553, 0.6556, 0.9831, 0.2411, 0.9263, 0.9395, 0.9405, 1.0000, 0.8707),
+)
+_GAMMA = (2, 1, 2, 0, 0, 1, 0, 0, 2, 1, 1, 1, 0, 1, 0, 0, 0, 0, 0)
+
+
+def test_object_weights_of_cityscapes():
+    alpha = losses.frequency_weights(_COUNTS, 1.02)
+    np.testing.assert_allclose(alpha, _ALPHA, rtol=0, atol=5.1e-5)
+    assert max(alpha) == 1
+    assert losses.magnitudes(_COUNTS) == _GAMMA
+
+
+def test_magnitudes_are_floors():
+    assert losses.magnitudes((7, 69, 70, 699, 700, 7000)) == (0, 0, 1, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "label, expected",
+    [(range(19), 1.845053), ((*range(18), 255), 1.805118)],
+)
+def test_literal_object_weighted_focal_loss(label, expected):
+    alpha = losses.frequency_weights(_COUNTS, 1.02)
+    label = jnp.array(label).reshape(1, 1, 19)
+    ours = losses.object_weighted_focal_loss(jnp.zeros((1, 1, 19, 19)), label, alpha, _GAMMA)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)
+
+
+_FOCAL = (("gamma", (0, 1, 2, 3, 0)),)
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_object_weighted_focal_loss_is_torchs(axis):
+    logits, label = _pixels(9, sure=2.0)
+    value, gradient = _ours(
+        "object_weighted_focal_loss",
+        np.moveaxis(logits, -1, axis),
+        label,
+        WEIGHTS,
+        (*_FOCAL, ("axis", axis)),
+    )
+    alpha, gamma = torch.tensor(WEIGHTS, dtype=torch.float64), torch.tensor(_FOCAL[0][1])
+    expected = _torch_gradient(
+        lambda x: torch_losses.object_weighted_focal_loss(x, torch.tensor(label), alpha, gamma),
+        logits,
+    )
+    _close((value, np.moveaxis(gradient, axis, -1)), *expected)
+
+
+@pytest.mark.parametrize("gamma", [(0, 0, 0), (1, 1, 1), (2, 2, 2)])
+def test_object_weighted_focal_loss_where_all_is_sure(gamma):
+    """p = 1 to the last bit: no loss, and a gradient of 0 that is a number; p = 0: the loss of the logits' distance."""
+    label = np.array([[[0, 1]]], np.int32)
+    logits = np.full((1, 1, 2, 3), -1e4, np.float32)
+    logits[..., 0] = 1e4
+    value, gradient = _ours(
+        "object_weighted_focal_loss", logits, label, (1.0, 0.5, 1.0), (("gamma", gamma),)
+    )
+    assert value == 0.5 * 2e4 / 2
+    np.testing.assert_allclose(gradient[0, 0], [[0, 0, 0], [0.25, -0.25, 0]])
+
+
+def test_object_weighted_focal_loss_without_a_valid_pixel():
+    logits, label = _pixels(1, ignored=1.0)
+    value, gradient = _ours("object_weighted_focal_loss", logits, label, WEIGHTS, _FOCAL)
+    assert value == 0 and not np.any(gradient)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: losses.frequency_weights((5, 0), 1.02), r"pixel counts \(5, 0\) must be positive"),
+        (lambda: losses.magnitudes(()), r"pixel counts \(\) must be positive"),
+        (lambda: losses.frequency_weights((5, 1), 1.0), "offset 1.0 .* greater than 1"),
+        (lambda: _focal((1.0,) * 3, (0,) * 3), "3 class weights were given for 5 classes"),
+        (lambda: _focal((1.0,) * 5, (0,) * 3), r"gamma \(0, 0, 0\) must hold 5 exponents"),
+        (lambda: _focal((1.0,) * 5, (0, -1, 0, 0, 0)), "exponents of 0 or more"),
+    ],
+)
+def test_wrong_object_weights(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def _focal(alpha, gamma):
+    logits, label = map(jnp.asarray, _pixels(0))
+    return losses.object_weighted_focal_loss(logits, label, alpha, gamma)

@@ -40,9 +40,9 @@ class MobileNetV2(nn.Module):
         self, image: Float[Array, "b h w 3"], *, train: bool
     ) -> dict[int, tuple[Float[Array, "b _ _ _"], ...]]:
         """Returns by output stride what the stages give: 4 (24 channels), 8 (32), 16 (64, 96), 32 (160, 320)."""
-        x = ConvBatchNorm(
-            32, (3, 3), (2, 2), activation=nn.relu6, dtype=self.dtype, name="stem"
-        )(image, train=train)
+        x = ConvBatchNorm(32, (3, 3), (2, 2), activation=nn.relu6, dtype=self.dtype, name="stem")(
+            image, train=train
+        )
         features, stride = {}, 2
         for stage, (expansion, channels, repeats, first) in enumerate(STAGES):
             stride *= first

@@ -98,9 +98,9 @@ class ResNet(nn.Module):
     ) -> dict[int, Float[Array, "b _ _ _"]]:
         """Returns the stages' outputs at output strides 4, 8, 16 and 32."""
         block = BasicBlock if self.depth == 18 else Bottleneck
-        x = ConvBatchNorm(
-            64, (7, 7), (2, 2), activation=nn.relu, dtype=self.dtype, name="stem"
-        )(image, train=train)
+        x = ConvBatchNorm(64, (7, 7), (2, 2), activation=nn.relu, dtype=self.dtype, name="stem")(
+            image, train=train
+        )
         x = max_pool(x, (3, 3), (2, 2), (1, 1))
         features = {}
         for stage, blocks in enumerate(BLOCKS[self.depth], start=1):

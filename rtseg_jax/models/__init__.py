@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from rtseg_jax.models import eacnet
+from rtseg_jax.models import affnet, asap, carnet, eacnet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,16 @@ VARIANTS = {
     "eacnet_dabnet_nonlocal": Variant(
         eacnet.EACNet, {"backbone": "dabnet", "attention": "non_local"}, eacnet.loss
     ),
+    "carnet_resnet50": Variant(carnet.CARNet, {"backbone": "resnet50"}, carnet.loss),
+    "carnet_resnet101": Variant(carnet.CARNet, {"backbone": "resnet101"}, carnet.loss),
+    "carnet_resnet152": Variant(carnet.CARNet, {"backbone": "resnet152"}, carnet.loss),
+    "carnet_mobilenet": Variant(
+        carnet.CARNet, {"backbone": "mobilenet", "dropout": 0.0}, carnet.loss
+    ),
+    "affnet": Variant(affnet.AFFNet, {}, affnet.loss),
+    "fast_scnn": Variant(affnet.FastSCNN, {}, affnet.baseline_loss),
+    "spssnet": Variant(affnet.SPSSNet, {}, affnet.baseline_loss),
+    "asap": Variant(asap.ASAP, {}, asap.loss),
 }
 
 

@@ -180,12 +180,13 @@ def loss(
     """
     label = batch["label"]
     logits = losses.upsample_class_maps(outputs["logits"], label.shape[1:3])
-    if kind == "cross_entropy":
-        value = losses.cross_entropy(logits, label, class_weights, axis=1)
-    elif kind == "ohem":
-        value = losses.ohem_cross_entropy(
-            logits, label, class_weights, threshold=threshold, min_kept=min_kept, axis=1
-        )
-    else:
-        raise ValueError(f"unknown loss '{kind}'; choose 'cross_entropy' or 'ohem'")
+    value = losses.by_kind(
+        logits,
+        label,
+        kind=kind,
+        class_weights=class_weights,
+        threshold=threshold,
+        min_kept=min_kept,
+        axis=1,
+    )
     return value, {"loss": value}

@@ -183,7 +183,9 @@ def conv2d(
             g,
             cpu=input_gradient
             if strides == (1, 1) or kernel_dilation != (1, 1)
-            else lambda kernel, g: _strided_input_gradient(kernel, g, x.shape[1:3], strides, padding),
+            else lambda kernel, g: _strided_input_gradient(
+                kernel, g, x.shape[1:3], strides, padding
+            ),
             default=input_gradient,
         )
         dk = lax.platform_dependent(

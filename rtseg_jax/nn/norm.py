@@ -69,7 +69,9 @@ def _fused(x, scale, bias, slope, epsilon):
         d_scale = inverse * d_scale
         factor = scale * inverse
         along_x = factor * inverse * d_scale / count
-        d_x = g * _row(factor) - x32 * _row(along_x) + _row(mean * along_x - factor * d_bias / count)
+        d_x = (
+            g * _row(factor) - x32 * _row(along_x) + _row(mean * along_x - factor * d_bias / count)
+        )
         return d_x.astype(x.dtype), d_scale, d_bias, d_slope
 
     apply.defvjp(forward, backward)

@@ -64,7 +64,9 @@ def resize_bilinear(
         b, height, width, c = g.shape
         g = g.astype(jnp.float32)
         if c == 1:
-            g = jnp.matmul(g.reshape(-1, width), columns, precision="highest").reshape(b, height, -1, 1)
+            g = jnp.matmul(g.reshape(-1, width), columns, precision="highest").reshape(
+                b, height, -1, 1
+            )
         else:
             g = jnp.einsum("bHWc,Ww->bHwc", g, columns, precision="highest")
         g = jnp.einsum("bHwc,Hh->bhwc", g, rows, precision="highest")

@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from rtseg_jax.torch_ref.affnet import AFFNet, FastSCNN, SPSSNet
+from rtseg_jax.torch_ref.asap import ASAP
+from rtseg_jax.torch_ref.carnet import CARNet
 from rtseg_jax.torch_ref.eacnet import EACNet, upsample
 from rtseg_jax.torch_ref.erfnet import ERFNet
 
@@ -21,6 +24,14 @@ VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "dabnet": (EACNet, {"backbone": "dabnet", "attention": "none"}),
     "eacnet_dabnet": (EACNet, {"backbone": "dabnet"}),
     "eacnet_dabnet_nonlocal": (EACNet, {"backbone": "dabnet", "attention": "non_local"}),
+    "carnet_resnet50": (CARNet, {"backbone": "resnet50"}),
+    "carnet_resnet101": (CARNet, {"backbone": "resnet101"}),
+    "carnet_resnet152": (CARNet, {"backbone": "resnet152"}),
+    "carnet_mobilenet": (CARNet, {"backbone": "mobilenet", "dropout": 0.0}),
+    "affnet": (AFFNet, {}),
+    "fast_scnn": (FastSCNN, {}),
+    "spssnet": (SPSSNet, {}),
+    "asap": (ASAP, {}),
 }
 
 

@@ -70,3 +70,24 @@ def ohem_cross_entropy(
             keep = p <= max(threshold, p.sort().values[count - 1].item())
         scores, label, weight = scores[keep], label[keep], weight[keep]
     return (weight * F.cross_entropy(scores, label, reduction="none")).sum() / weight.sum()
+
+
+def object_weighted_focal_loss(
+    logits: torch.Tensor, label: torch.Tensor, alpha: torch.Tensor, gamma: torch.Tensor
+) -> torch.Tensor:
+    """The mean of -alpha_y (1 - p_y)^gamma_y ln p_y over the valid pixels (AFFNet, Eq. 7).
+
+    Args:
+        logits: [b, k, h, w].
+        label: [b, h, w] train ids, 255 = ignore.
+        alpha: [k] weights.
+        gamma: [k] exponents.
+
+    Returns:
+        The scalar loss; 0 where no pixel is valid.
+    """
+    scores, label, weight = _per_pixel(logits, label, alpha)
+    if label.numel() == 0:
+        return logits.sum() * 0
+    log_p = scores.log_softmax(dim=1).gather(1, label[:, None])[:, 0]
+    return -(weight * (1 - log_p.exp()) ** gamma[label] * log_p).mean()
