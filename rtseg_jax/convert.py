@@ -1,19 +1,33 @@
-"""Flax variables to and from a PyTorch state dict, in numpy alone.
+"""Flax variables to and from PyTorch state dicts and files, public checkpoints among them; also a program.
 
-Both networks use the same module names, so one rule per kind of leaf is the whole table:
+    python -m rtseg_jax.convert erfnet_pretrained.pth erfnet.safetensors --variant=erfnet --num_classes=20
+    python -m rtseg_jax.convert runs/camvid eacnet.pth
+
+IN is .pth, .pt, .tar, .safetensors, .msgpack, hf://OWNER/NAME/FILE, or the folder of a run; OUT is .pth, .pt or
+.safetensors (the names of the twin in torch_ref/), or .msgpack (Flax variables, as flax.serialization writes them).
+
+A network and its twin use the same module names, so one rule per kind of leaf is the whole table:
 
     Flax                                 PyTorch
     kernel  (kh, kw, in / groups, out)   weight  (out, in / groups, kh, kw)
     kernel  (kh, kw, in, out)            weight  (in, out, kh, kw)    transposed convolution
     scale, bias, mean, var               weight, bias, running_mean, running_var
-    slope, alpha                         slope, alpha
+    slope, alpha, gamma, rho             slope, alpha, gamma, rho
 """
 
+import importlib
+import os
+import pathlib
+import pickle
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+
+from rtseg_jax import layouts
+
+TORCH_FILES = (".pth", ".pt", ".tar")
 
 # Nothing in a kernel's shape tells a transposed convolution (ERFNet's decoder has three); its name does.
 TRANSPOSED = (r"(^|\.)up\d+\.conv$", r"(^|\.)decoder\.classifier$")
@@ -24,6 +38,8 @@ _LEAVES = {
     ("params", "bias"): "bias",
     ("params", "slope"): "slope",
     ("params", "alpha"): "alpha",
+    ("params", "gamma"): "gamma",
+    ("params", "rho"): "rho",
     ("batch_stats", "mean"): "running_mean",
     ("batch_stats", "var"): "running_var",
 }
@@ -74,11 +90,14 @@ def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return state
 
 
-def from_torch(state: Mapping[str, Any], template: Mapping[str, Any]) -> dict[str, Any]:
+def from_torch(
+    state: Mapping[str, Any], template: Mapping[str, Any], *, hint: str = ""
+) -> dict[str, Any]:
     """Converts a PyTorch state dict to Flax variables, strictly.
 
     Args:
         state: Arrays or tensors by dotted name; num_batches_tracked is ignored.
+        hint: Ends the message when the two do not fit.
         template: The network's variables {"params": ..., "batch_stats": ...}, as arrays or as
             shapes (jax.ShapeDtypeStruct); each result takes its leaf's shape and dtype.
 
@@ -100,6 +119,7 @@ def from_torch(state: Mapping[str, Any], template: Mapping[str, Any]) -> dict[st
         if name in given and (found := tuple(np.shape(given[name]))) != shape:
             lines.append(f"shapes differ: {name} is {found} in the file, {shape} in the network")
     if lines:
+        lines += [hint] if hint else []
         raise ValueError("\n  ".join(["the state dict does not fit the network:", *lines]))
 
     variables: dict[str, Any] = {collection: {} for collection in template}
@@ -116,3 +136,248 @@ def _to_numpy(value: Any) -> np.ndarray:
         # numpy has no bfloat16; every floating type of a tensor fits into a double.
         value = value.detach().cpu().double()
     return np.asarray(value)
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads the state dict in a file, without its wrapping: {"state_dict": ...}, and "module." before each name.
+
+    Nothing in the file is executed: a .pth that holds more than tensors and plain values is refused.
+
+    Args:
+        path: .pth, .pt, .tar, .safetensors, or hf://OWNER/NAME/FILE.
+
+    Raises:
+        ValueError: another kind of file, or one that is refused or broken; or a package that it takes is missing.
+        FileNotFoundError: no such file.
+    """
+    file = _fetch(str(path))
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {file}")
+    if file.suffix == ".safetensors":
+        state = _read_safetensors(file)
+    elif file.suffix in TORCH_FILES:
+        state = _read_torch(file)
+    else:
+        known = ", ".join((*TORCH_FILES, ".safetensors"))
+        raise ValueError(f"{file} is no checkpoint of PyTorch; these are {known}")
+    for key in ("state_dict", "model_state", "model"):
+        if isinstance(state.get(key), Mapping):
+            state = state[key]
+            break
+    if not state or not all(hasattr(value, "shape") for value in state.values()):
+        raise ValueError(
+            f"{file} holds no state dict, but {', '.join(map(str, state)) or 'nothing'}"
+        )
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return dict(state)
+
+
+def _fetch(path: str) -> pathlib.Path:
+    if not path.startswith("hf://"):
+        return pathlib.Path(path).expanduser()
+    try:
+        owner, name, file = path.removeprefix("hf://").split("/", 2)
+    except ValueError:
+        raise ValueError(f"'{path}' is not hf://OWNER/NAME/FILE") from None
+    hub = _optional("huggingface_hub", "hub")
+    return pathlib.Path(hub.hf_hub_download(f"{owner}/{name}", file))
+
+
+def _optional(module: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ValueError(
+            f"this takes {module}; install it with: pip install 'rtseg_jax[{extra}]'"
+        ) from None
+
+
+def _read_safetensors(file: pathlib.Path) -> dict[str, Any]:
+    safetensors = _optional("safetensors", "safetensors")
+    numpy_files = _optional("safetensors.numpy", "safetensors")
+    try:
+        return numpy_files.load_file(file)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{file} is no safetensors file: {error}") from None
+
+
+def _read_torch(file: pathlib.Path) -> Mapping[str, Any]:
+    torch = _optional("torch", "torch")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{file} is refused: it is broken, or holds more than tensors, which could run code ({reason})"
+        ) from None
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{file} holds no state dict, but a {type(state).__name__}")
+    return state
+
+
+def our_names(state: Mapping[str, Any]) -> tuple[dict[str, Any], layouts.Layout | None]:
+    """Renames a public state dict to the twin's names; None for the layout leaves it as it is."""
+    layout = layouts.recognise(state.keys())
+    if layout is None:
+        return dict(state), None
+    renamed = {layout.rename(name): value for name, value in state.items()}
+    renamed.pop(None, None)
+    return renamed, layout
+
+
+def load_torch(
+    path: str | os.PathLike[str], variant: str, *, num_classes: int, **options: Any
+) -> dict[str, Any]:
+    """Reads a whole network: the state dict of a twin, or ERFNet, DABNet or Fast-SCNN as the public has them.
+
+    Auxiliary heads of Fast-SCNN are left out; every other key must have its place, and every place its key.
+
+    Args:
+        path: See read_state.
+        variant: See models.create.
+        num_classes: See models.create.
+        **options: See models.create.
+
+    Returns:
+        {"params": ..., "batch_stats": ...} of numpy arrays.
+
+    Raises:
+        ValueError: see read_state; or names or shapes that differ, all of them in the message; or the file holds a
+            trunk alone.
+        FileNotFoundError: no such file.
+    """
+    state, layout = our_names(read_state(path))
+    if layout is not None and layout.trunk:
+        raise ValueError(f"{path} holds a trunk alone ({layout.name}); {variant} has more")
+    template = _template(variant, num_classes, options)
+    return from_torch(state, template, hint=layout.hint if layout else "")
+
+
+def load_torch_backbone(
+    path: str | os.PathLike[str], variant: str, **options: Any
+) -> dict[str, Any]:
+    """Reads the weights of a network's module "backbone" from a trunk's file or from a whole network's.
+
+    A trunk is ResNet or MobileNetV2 of torchvision or timm, whose ImageNet classifier is left out; of a whole network
+    (see load_torch) everything beside its backbone is.
+
+    Args:
+        path: See read_state.
+        variant: See models.create.
+        **options: See models.create.
+
+    Returns:
+        {"params": {"backbone": ...}, "batch_stats": {"backbone": ...}} of numpy arrays.
+
+    Raises:
+        ValueError: see read_state; or names or shapes that differ, all of them in the message.
+        FileNotFoundError: no such file.
+    """
+    state, layout = our_names(read_state(path))
+    if layout is not None and layout.trunk:
+        state = {f"backbone.{name}": value for name, value in state.items()}
+    else:
+        state = {name: value for name, value in state.items() if name.startswith("backbone.")}
+        if not state:
+            raise ValueError(f"{path} is of no layout that is known, and has no backbone.* of ours")
+    whole = _template(variant, 2, options)
+    template = {name: {"backbone": tree["backbone"]} for name, tree in whole.items()}
+    return from_torch(state, template, hint=layout.hint if layout else "")
+
+
+def _template(variant: str, num_classes: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    from rtseg_jax import flops, models
+
+    return flops.variable_shapes(models.create(variant, num_classes=num_classes, **options))
+
+
+def save_torch(variables: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Writes the twin's state dict, which its load_state_dict takes with strict=True.
+
+    Args:
+        variables: {"params": ..., "batch_stats": ...} of arrays.
+        path: .pth, .pt or .safetensors.
+
+    Raises:
+        ValueError: another kind of file, or a package that it takes is missing.
+    """
+    path = pathlib.Path(path)
+    state = to_torch(variables)
+    for name in [name for name in state if name.endswith(".running_var")]:
+        state[name.removesuffix("running_var") + "num_batches_tracked"] = np.zeros((), np.int64)
+    if path.suffix == ".safetensors":
+        _optional("safetensors.numpy", "safetensors").save_file(state, path)
+    elif path.suffix in (".pth", ".pt"):
+        torch = _optional("torch", "torch")
+        torch.save({name: torch.from_numpy(array) for name, array in state.items()}, path)
+    else:
+        raise ValueError(f"cannot write {path}; choose .pth, .pt, .safetensors or .msgpack")
+
+
+def convert(
+    source: str,
+    target: str,
+    *,
+    variant: str | None,
+    num_classes: int | None,
+    checkpoint: str = "best",
+) -> None:
+    """Reads any of the program's files and writes any of them.
+
+    Args:
+        source: See the module.
+        target: See the module.
+        variant: Of models.create; a run knows its own.
+        num_classes: Of the network in `source`; a run knows its own.
+        checkpoint: Of a run: best, latest or a step.
+
+    Raises:
+        ValueError: see load_torch; or variant and num_classes are missing.
+        FileNotFoundError: no such file.
+    """
+    from flax import serialization
+
+    from rtseg_jax import evaluate
+
+    if pathlib.Path(source).is_dir():
+        config, _, variables, at = evaluate.load_run(pathlib.Path(source).absolute(), checkpoint)
+        described = f"{config.model.name}, step {at}"
+    elif source.endswith(".msgpack"):
+        variables = serialization.msgpack_restore(pathlib.Path(source).read_bytes())
+        described = source
+    elif variant is None or num_classes is None:
+        raise ValueError(f"give --variant and --num_classes of the network in {source}")
+    else:
+        variables = load_torch(source, variant, num_classes=num_classes)
+        described = f"{variant}, {num_classes} classes"
+    if target.endswith(".msgpack"):
+        pathlib.Path(target).write_bytes(serialization.to_bytes(variables))
+    else:
+        save_torch(variables, target)
+    count = sum(np.size(leaf) for _, leaf in _leaves({"params": variables["params"]}))
+    print(f"{described}: {count:,} parameters written to {target}")
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags and makes one call."""
+    if len(argv) != 3:
+        raise ValueError(f"give IN and OUT, not {len(argv) - 1} arguments")
+    convert(argv[1], argv[2], **{name: flag.value for name, flag in _FLAGS.items()})
+
+
+def _define_flags() -> dict[str, Any]:
+    from absl import flags
+
+    return {
+        "variant": flags.DEFINE_string("variant", None, "Of the network in IN."),
+        "num_classes": flags.DEFINE_integer("num_classes", None, "Of the network in IN."),
+        "checkpoint": flags.DEFINE_string("checkpoint", "best", "Of a run: best, latest, a step."),
+    }
+
+
+if __name__ == "__main__":
+    from rtseg_jax import settings
+
+    _FLAGS = _define_flags()
+    settings.run(main)

@@ -12,7 +12,19 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from rtseg_jax import checkpoint, data, evaluate, logs, mesh, metrics, models, optim, settings, step
+from rtseg_jax import (
+    checkpoint,
+    convert,
+    data,
+    evaluate,
+    logs,
+    mesh,
+    metrics,
+    models,
+    optim,
+    settings,
+    step,
+)
 from rtseg_jax.data import pipeline
 
 
@@ -82,10 +94,17 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     if manager.latest_step() is not None:
         state = checkpoint.restore(manager, state)
         print(f"resuming {workdir} at step {int(state.step)} of {total_steps}")
+    elif config.init_from.workdir and config.init_from.file:
+        raise ValueError("init_from.workdir and init_from.file are both given; choose one")
     elif config.init_from.workdir:
-        state = _init_from(state, tx, config, devices)
+        state = _init_from_run(state, tx, config, devices)
+    elif config.init_from.file:
+        state = _init_from_file(state, tx, config, devices)
     elif config.init_from.required:
-        raise ValueError("this stage goes on from another run; give --config.init_from.workdir=RUN")
+        raise ValueError(
+            "this stage goes on from other weights; give --config.init_from.workdir=RUN, or"
+            " --config.init_from.file=FILE with a backbone of PyTorch"
+        )
     start = int(state.step)
     _describe(workdir, config, model, state, train_set, eval_set, total_steps, devices)
 
@@ -114,6 +133,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
         num_classes=num_classes,
         mean=config.augment.mean,
         std=config.augment.std,
+        size=config.eval.size,
     )
     shown = evaluate.spread(len(eval_set), config.eval.overlays)
     # A small set is decoded once; a streamed one is read again for every evaluation.
@@ -194,7 +214,7 @@ def _initial_variables(model: Any, seed: int, sharding: Any) -> dict[str, Any]:
     return jax.jit(init, out_shardings=sharding)(jax.random.key(seed))
 
 
-def _init_from(
+def _init_from_run(
     state: step.TrainState, tx: Any, config: ml_collections.ConfigDict, devices: Any
 ) -> step.TrainState:
     """Takes the modules that config.init_from names from another run's best checkpoint; step and optimizer restart.
@@ -220,10 +240,29 @@ def _init_from(
             )
             raise ValueError(f"init_from {source} does not fit {config.model.name}: {difference}")
         variables[collection] = {**tree, **taken}
-    fresh = sorted(have - set(wanted))
-    print(
-        f"initialised {', '.join(wanted)} from {source}, step {at}; fresh: {', '.join(fresh) or '-'}"
+    return _restart(state, variables, tx, devices, wanted, f"{source}, step {at}")
+
+
+def _init_from_file(
+    state: step.TrainState, tx: Any, config: ml_collections.ConfigDict, devices: Any
+) -> step.TrainState:
+    """Takes the backbone from a PyTorch file, such as torchvision's or timm's ImageNet weights (see convert)."""
+    given = convert.load_torch_backbone(
+        config.init_from.file, config.model.name, **settings.model_options(config)
     )
+    variables = {
+        "params": {**state.params, **given["params"]},
+        "batch_stats": {**state.batch_stats, **given["batch_stats"]},
+    }
+    return _restart(state, variables, tx, devices, ("backbone",), config.init_from.file)
+
+
+def _restart(
+    state: step.TrainState, variables: Any, tx: Any, devices: Any, taken: Any, source: str
+) -> step.TrainState:
+    """A state at step 0 with these variables; says what they are."""
+    fresh = ", ".join(sorted(set(state.params) - set(taken))) or "-"
+    print(f"initialised {', '.join(taken)} from {source}; fresh: {fresh}")
     return jax.device_put(
         step.create_state(variables, tx, ema=state.ema is not None), mesh.replicated(devices)
     )

@@ -1,18 +1,21 @@
 """Conversion to and from PyTorch names and layouts: exact, strict, and without torch."""
 
-import functools
+import os
 import pathlib
+import pickle
 import subprocess
 import sys
+import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rtseg_jax import convert, models
+from rtseg_jax import convert, flops, models
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# The two others have the blocks of carnet_resnet50, and more of them.
+SMALLER = [v for v in models.VARIANTS if v not in ("carnet_resnet101", "carnet_resnet152")]
 
 
 def arange(*shape):
@@ -40,13 +43,19 @@ def small():
 
 
 def network_shapes(variant, num_classes=11):
-    model = models.create(variant, num_classes=num_classes)
-    key = jax.random.key(0)
-    return jax.eval_shape(
-        functools.partial(model.init, train=True),
-        {"params": key, "dropout": key},
-        jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),
+    return flops.variable_shapes(models.create(variant, num_classes=num_classes))
+
+
+def random_variables(variant, num_classes=11):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(x.dtype), network_shapes(variant, num_classes)
     )
+
+
+def assert_equal(given, expected):
+    assert jax.tree.structure(given) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, given, expected)
 
 
 def test_names():
@@ -81,7 +90,7 @@ def test_layouts():
     assert all(array.flags.c_contiguous for array in state.values())
 
 
-@pytest.mark.parametrize("variant", models.VARIANTS)
+@pytest.mark.parametrize("variant", SMALLER)
 def test_round_trip(variant):
     template = network_shapes(variant)
     rng = np.random.default_rng(0)
@@ -94,7 +103,7 @@ def test_round_trip(variant):
     assert {leaf.dtype for leaf in jax.tree.leaves(back)} == {np.dtype("float32")}
 
 
-@pytest.mark.parametrize("variant", models.VARIANTS)
+@pytest.mark.parametrize("variant", SMALLER)
 def test_a_torch_checkpoint(variant, tmp_path):
     """A saved state dict of the twin, num_batches_tracked and all, through a file and back."""
     torch = pytest.importorskip("torch")
@@ -171,3 +180,156 @@ def test_needs_numpy_alone():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["dab.pth", "dab.pt", "dab.safetensors"])
+def test_files(name, tmp_path):
+    """Through a file that the twin loads strictly, and back."""
+    torch = pytest.importorskip("torch")
+    from rtseg_jax import torch_ref
+
+    variables = random_variables("eacnet_dabnet")
+    convert.save_torch(variables, tmp_path / name)
+    state = convert.read_state(tmp_path / name)
+    tensors = {key: torch.as_tensor(value) for key, value in state.items()}
+    torch_ref.create("eacnet_dabnet", 11).load_state_dict(tensors, strict=True)
+    assert_equal(convert.from_torch(state, variables), variables)
+
+
+def test_a_whole_network(tmp_path):
+    variables = random_variables("eacnet_dabnet")
+    file = tmp_path / "whole.safetensors"
+    convert.save_torch(variables, file)
+    loaded = convert.load_torch(file, "eacnet_dabnet", num_classes=11)
+    assert_equal(loaded, variables)
+    with pytest.raises(ValueError, match="only in the file: attention.alpha") as error:
+        convert.load_torch(file, "dabnet", num_classes=12)
+    assert "classifier.weight is (11, 259, 1, 1) in the file, (12, 259" in str(error.value)
+
+
+def test_the_backbone_of_a_whole_network(tmp_path):
+    variables = random_variables("eacnet_dabnet")
+    convert.save_torch(variables, tmp_path / "whole.safetensors")
+    loaded = convert.load_torch_backbone(tmp_path / "whole.safetensors", "dabnet")
+    assert_equal(loaded, {name: {"backbone": t["backbone"]} for name, t in variables.items()})
+    with pytest.raises(ValueError, match=r"only in the file: backbone\.block1_1"):
+        convert.load_torch_backbone(tmp_path / "whole.safetensors", "erfnet")
+
+
+def test_wrapped_state_dicts(tmp_path):
+    """As training scripts save them: beside other things, from DataParallel."""
+    torch = pytest.importorskip("torch")
+    variables = random_variables("dabnet")
+    state = {f"module.{k}": torch.from_numpy(v) for k, v in convert.to_torch(variables).items()}
+    for key in ("state_dict", "model"):
+        torch.save({"epoch": 3, key: state}, tmp_path / "wrapped.tar")
+        loaded = convert.load_torch(tmp_path / "wrapped.tar", "dabnet", num_classes=11)
+        assert_equal(loaded, variables)
+
+
+class Touch:
+    """Unpickled, it would write a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_files_that_are_refused(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    bad = tmp_path / "bad.pth"
+    for write in (
+        torch.save,
+        lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2)),
+    ):
+        write({"weight": Touch(tmp_path / "executed")}, bad)
+        with pytest.raises(
+            ValueError, match="bad.pth is refused: it is broken, or holds more than"
+        ) as e:
+            convert.read_state(bad)
+        assert "\n" not in str(e.value)
+    assert not (tmp_path / "executed").exists()
+    for name in ("broken.pth", "broken.safetensors"):
+        (tmp_path / name).write_bytes(b"nothing of the kind")
+        with pytest.raises(ValueError, match=f"{name} is (refused|no safetensors file)"):
+            convert.read_state(tmp_path / name)
+    torch.save([1, 2], bad)
+    with pytest.raises(ValueError, match="holds no state dict, but a list"):
+        convert.read_state(bad)
+    torch.save({"epoch": 1, "best": 0.5}, bad)
+    with pytest.raises(ValueError, match="holds no state dict, but epoch, best"):
+        convert.read_state(bad)
+    with pytest.raises(FileNotFoundError, match="no file .*absent.pth"):
+        convert.read_state(tmp_path / "absent.pth")
+    (tmp_path / "weights.h5").write_bytes(b"")
+    with pytest.raises(ValueError, match="is no checkpoint of PyTorch; these are .pth, .pt, .tar"):
+        convert.read_state(tmp_path / "weights.h5")
+    with pytest.raises(ValueError, match="cannot write out.h5; choose .pth, .pt, .safetensors"):
+        convert.save_torch(small(), "out.h5")
+    torch.save({"other.weight": torch.zeros(1)}, bad)
+    with pytest.raises(ValueError, match=r"of no layout that is known, and has no backbone\.\*"):
+        convert.load_torch_backbone(bad, "dabnet")
+
+
+def test_hub(tmp_path, monkeypatch):
+    variables = random_variables("dabnet")
+    convert.save_torch(variables, tmp_path / "dabnet.safetensors")
+    asked = []
+
+    def hf_hub_download(repository, file):
+        asked.append((repository, file))
+        return str(tmp_path / file)
+
+    hub = types.SimpleNamespace(hf_hub_download=hf_hub_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    path = "hf://someone/nets/dabnet.safetensors"
+    assert_equal(convert.load_torch(path, "dabnet", num_classes=11), variables)
+    assert asked == [("someone/nets", "dabnet.safetensors")]
+    with pytest.raises(ValueError, match="'hf://someone/nets' is not hf://OWNER/NAME/FILE"):
+        convert.read_state("hf://someone/nets")
+
+
+@pytest.mark.parametrize(
+    ("package", "path", "extra"),
+    [
+        ("huggingface_hub", "hf://a/b/c.pth", "hub"),
+        ("safetensors", "x.safetensors", "safetensors"),
+        ("torch", "x.pth", "torch"),
+    ],
+)
+def test_a_missing_package_names_its_extra(package, path, extra, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / path.rpartition("/")[2]).touch()
+    with pytest.raises(ValueError, match=rf"takes {package}; .*'rtseg_jax\[{extra}\]'"):
+        convert.read_state(path)
+
+
+def run(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "rtseg_jax.convert", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+
+
+def test_program(tmp_path):
+    """PyTorch to Flax and back to PyTorch, through the program's three kinds of files."""
+    state = convert.to_torch(random_variables("dabnet"))
+    convert.save_torch(random_variables("dabnet"), tmp_path / "a.pth")
+    result = run("a.pth", "b.msgpack", "--variant=dabnet", "--num_classes=11", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "dabnet, 11 classes: 754,571 parameters written to b.msgpack\n"
+    convert.convert(
+        str(tmp_path / "b.msgpack"), str(tmp_path / "c.safetensors"), variant=None, num_classes=None
+    )
+    result = convert.read_state(tmp_path / "c.safetensors")
+    for name, value in state.items():
+        np.testing.assert_array_equal(result[name], value)
+    with pytest.raises(ValueError, match="give --variant and --num_classes of the network in a"):
+        convert.convert("a.pth", "b.msgpack", variant="dabnet", num_classes=None)

@@ -209,6 +209,22 @@ def test_stage_two_begins_with_stage_one(four_steps, tmp_path, capsys):
     assert not np.any(two["['params']['attention']['alpha']"])
 
 
+def test_backbone_from_a_torch_file(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    from rtseg_jax import torch_ref
+
+    twin = torch_ref.create("dabnet", 7)
+    torch.save(twin.state_dict(), tmp_path / "dabnet.pth")
+    config = tiny(init_from__file=str(tmp_path / "dabnet.pth"), optim__lr=0.0)
+    train.train_and_evaluate(config, str(tmp_path / "run"))
+    assert "dabnet.pth; fresh: attention, classifier" in capsys.readouterr().out
+    _, state = final_state(tmp_path / "run")
+    kernel = twin.backbone.block1_2.conv3x3.weight.detach().numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(
+        state["['params']['backbone']['block1_2']['conv3x3']['kernel']"], kernel
+    )
+
+
 def test_stage_two_without_a_first_run_says_so(tmp_path):
     config = tiny(init_from__required=True)
     with pytest.raises(ValueError, match="--config.init_from.workdir=RUN"):
@@ -247,10 +263,12 @@ def test_crop_schedule():
         ({"input__mode": "resdent"}, "choose 'resident' or 'streaming'"),
         ({"optim__method__name": "lion"}, "choose one of adam, adamw, sgd"),
         ({"loss__kind": "dice"}, "'cross_entropy' or 'ohem'"),
+        ({"init_from__file": "a.pth", "init_from__workdir": "b"}, "both given; choose one"),
+        ({"init_from__file": "nothing.pth"}, "no file nothing.pth"),
     ],
 )
 def test_wrong_values_are_one_line(overrides, message, tmp_path):
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         train.train_and_evaluate(tiny(**overrides), str(tmp_path / "run"))
     assert "\n" not in str(error.value)
 

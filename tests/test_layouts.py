@@ -1,0 +1,239 @@
+"""Public checkpoints: names as their code gives them, and trunks that compute what plain PyTorch computes."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from rtseg_jax import convert, flops, layouts, models
+from rtseg_jax.backbones.mobilenet import MobileNetV2
+from rtseg_jax.backbones.resnet import ResNet
+
+LAYOUTS = {layout.name: layout for layout in layouts.LAYOUTS}
+RESNET = "ResNet of torchvision or timm"
+TORCHVISION = "MobileNetV2 of torchvision"
+TIMM = "MobileNetV2 of timm"
+ERFNET = "ERFNet as its authors released it"
+DABNET = "DABNet as its authors released it"
+FAST_SCNN = "Fast-SCNN of Tramac"
+
+# Keys as they stand in the public files, at least one for each rule.
+PAIRS = {
+    RESNET: """
+        conv1.weight stem.conv.weight
+        bn1.running_var stem.norm.running_var
+        layer1.0.conv1.weight stage1_block0.conv1.conv.weight
+        layer3.22.bn3.bias stage3_block22.conv3.norm.bias
+        layer4.0.downsample.0.weight stage4_block0.shortcut.conv.weight
+        layer4.0.downsample.1.weight stage4_block0.shortcut.norm.weight
+        fc.weight -
+        """,
+    TORCHVISION: """
+        features.0.0.weight stem.conv.weight
+        features.0.1.bias stem.norm.bias
+        features.1.conv.0.0.weight stage0_block0.depthwise.conv.weight
+        features.1.conv.0.1.weight stage0_block0.depthwise.norm.weight
+        features.1.conv.1.weight stage0_block0.project.conv.weight
+        features.1.conv.2.bias stage0_block0.project.norm.bias
+        features.2.conv.0.0.weight stage1_block0.expand.conv.weight
+        features.4.conv.0.1.weight stage2_block0.expand.norm.weight
+        features.7.conv.1.0.weight stage3_block0.depthwise.conv.weight
+        features.13.conv.1.1.weight stage4_block2.depthwise.norm.weight
+        features.14.conv.2.weight stage5_block0.project.conv.weight
+        features.17.conv.3.running_mean stage6_block0.project.norm.running_mean
+        features.18.0.weight -
+        classifier.1.bias -
+        """,
+    TIMM: """
+        conv_stem.weight stem.conv.weight
+        bn1.weight stem.norm.weight
+        blocks.0.0.conv_dw.weight stage0_block0.depthwise.conv.weight
+        blocks.0.0.bn1.weight stage0_block0.depthwise.norm.weight
+        blocks.0.0.conv_pw.weight stage0_block0.project.conv.weight
+        blocks.0.0.bn2.weight stage0_block0.project.norm.weight
+        blocks.3.1.conv_pw.weight stage3_block1.expand.conv.weight
+        blocks.3.1.bn1.weight stage3_block1.expand.norm.weight
+        blocks.5.2.conv_dw.weight stage5_block2.depthwise.conv.weight
+        blocks.5.2.bn2.weight stage5_block2.depthwise.norm.weight
+        blocks.6.0.conv_pwl.weight stage6_block0.project.conv.weight
+        blocks.6.0.bn3.bias stage6_block0.project.norm.bias
+        conv_head.weight -
+        bn2.weight -
+        classifier.weight -
+        """,
+    ERFNET: """
+        encoder.initial_block.conv.weight backbone.down1.conv.weight
+        encoder.initial_block.bn.running_mean backbone.down1.norm.running_mean
+        encoder.layers.0.conv.bias backbone.down2.conv.bias
+        encoder.layers.1.conv3x1_1.weight backbone.block3.conv3x1_1.weight
+        encoder.layers.5.bn1.weight backbone.block7.norm1.weight
+        encoder.layers.6.conv.weight backbone.down8.conv.weight
+        encoder.layers.7.conv1x3_2.weight backbone.block9.conv1x3_2.weight
+        encoder.layers.14.bn2.bias backbone.block16.norm2.bias
+        encoder.output_conv.weight classifier.weight
+        decoder.layers.0.conv.weight decoder.up17.conv.weight
+        decoder.layers.2.conv1x3_1.bias decoder.block19.conv1x3_1.bias
+        decoder.layers.3.bn.weight decoder.up20.norm.weight
+        decoder.layers.5.conv3x1_2.weight decoder.block22.conv3x1_2.weight
+        decoder.output_conv.bias decoder.classifier.bias
+        """,
+    DABNET: """
+        init_conv.0.conv.weight backbone.stem1.conv.weight
+        init_conv.2.bn_prelu.bn.bias backbone.stem3.norm.bias
+        init_conv.2.bn_prelu.acti.weight backbone.stem3.norm.slope
+        bn_prelu_1.bn.weight backbone.inject1.weight
+        bn_prelu_3.acti.weight backbone.inject3.slope
+        downsample_1.conv3x3.conv.weight backbone.down1.conv.weight
+        downsample_2.bn_prelu.acti.weight backbone.down2.norm.slope
+        DAB_Block_1.DAB_Module_1_0.bn_relu_1.bn.running_var backbone.block1_1.norm_in.running_var
+        DAB_Block_1.DAB_Module_1_2.conv3x3.conv.weight backbone.block1_3.conv3x3.weight
+        DAB_Block_2.DAB_Module_2_5.conv3x3.bn_prelu.bn.weight backbone.block2_6.norm_mid.weight
+        DAB_Block_2.DAB_Module_2_0.dconv3x1.conv.weight backbone.block2_1.dw3x1.weight
+        DAB_Block_2.DAB_Module_2_0.dconv3x1.bn_prelu.bn.weight backbone.block2_1.norm_a1.weight
+        DAB_Block_2.DAB_Module_2_0.dconv1x3.bn_prelu.acti.weight backbone.block2_1.norm_a2.slope
+        DAB_Block_2.DAB_Module_2_1.ddconv3x1.conv.weight backbone.block2_2.dw3x1_dilated.weight
+        DAB_Block_2.DAB_Module_2_1.ddconv3x1.bn_prelu.bn.bias backbone.block2_2.norm_b1.bias
+        DAB_Block_2.DAB_Module_2_1.ddconv1x3.conv.weight backbone.block2_2.dw1x3_dilated.weight
+        DAB_Block_2.DAB_Module_2_1.ddconv1x3.bn_prelu.bn.bias backbone.block2_2.norm_b2.bias
+        DAB_Block_2.DAB_Module_2_1.bn_relu_2.acti.weight backbone.block2_2.norm_out.slope
+        DAB_Block_2.DAB_Module_2_1.conv1x1.conv.weight backbone.block2_2.conv1x1.weight
+        classifier.0.conv.weight classifier.weight
+        """,
+    FAST_SCNN: """
+        learning_to_downsample.conv.conv.0.weight backbone.downsample.conv.conv.weight
+        learning_to_downsample.conv.conv.1.weight backbone.downsample.conv.norm.weight
+        learning_to_downsample.dsconv1.conv.0.weight backbone.downsample.dsconv1.depthwise.conv.weight
+        learning_to_downsample.dsconv2.conv.1.bias backbone.downsample.dsconv2.depthwise.norm.bias
+        learning_to_downsample.dsconv2.conv.3.weight backbone.downsample.dsconv2.pointwise.conv.weight
+        learning_to_downsample.dsconv2.conv.4.weight backbone.downsample.dsconv2.pointwise.norm.weight
+        global_feature_extractor.bottleneck1.0.block.0.conv.0.weight backbone.unit1_block1.expand.conv.weight
+        global_feature_extractor.bottleneck2.1.block.0.conv.1.weight backbone.unit2_block2.expand.norm.weight
+        global_feature_extractor.bottleneck3.2.block.1.conv.0.weight backbone.unit3_block3.depthwise.conv.weight
+        global_feature_extractor.bottleneck3.2.block.2.weight backbone.unit3_block3.project.conv.weight
+        global_feature_extractor.bottleneck3.2.block.3.bias backbone.unit3_block3.project.norm.bias
+        global_feature_extractor.ppm.conv1.conv.0.weight backbone.pyramid.pool1.conv.weight
+        global_feature_extractor.ppm.conv4.conv.1.weight backbone.pyramid.pool6.norm.weight
+        global_feature_extractor.ppm.out.conv.0.weight backbone.pyramid.project.conv.weight
+        feature_fusion.dwconv.conv.0.weight fusion.depthwise.conv.weight
+        feature_fusion.conv_lower_res.0.bias fusion.deep.conv.bias
+        feature_fusion.conv_higher_res.1.weight fusion.shallow.norm.weight
+        classifier.dsconv1.conv.0.weight classifier.dsconv1.depthwise.conv.weight
+        classifier.dsconv2.conv.4.bias classifier.dsconv2.pointwise.norm.bias
+        classifier.conv.1.weight classifier.conv.weight
+        auxlayer.0.weight -
+        """,
+}
+WHOLE = {ERFNET: ("erfnet", {}), DABNET: ("dabnet", {}), FAST_SCNN: ("fast_scnn", {})}
+
+
+def pairs(name):
+    return dict(line.split() for line in PAIRS[name].strip().splitlines())
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_names(name):
+    layout = LAYOUTS[name]
+    for theirs, ours in pairs(name).items():
+        assert (layout.rename(theirs) or "-") == ours
+    assert layout.rename("what.is.this") == "what.is.this"
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_recognised(name):
+    assert layouts.recognise([*LAYOUTS[name].marks, "x"]) is LAYOUTS[name]
+    others = [other for other in LAYOUTS if set(LAYOUTS[other].marks) <= set(pairs(name))]
+    assert set(others) <= {name}  # what one layout's files hold is no other's mark
+    assert layouts.recognise(["backbone.down1.conv.weight"]) is None
+
+
+def public(layout, variables):
+    """A state dict in a layout's names, num_batches_tracked and ignored keys among them."""
+    theirs = {}
+    for module, ours in layout.modules.items():
+        theirs.setdefault((ours, module.endswith(".acti")), module)
+    state = {}
+    for name, value in convert.to_torch(variables).items():
+        module, leaf = name.rsplit(".", 1)
+        found = theirs[module, leaf == "slope"]
+        state[f"{found}.{'weight' if leaf == 'slope' else leaf}"] = value
+        if leaf == "running_var":
+            state[f"{found}.num_batches_tracked"] = np.int64(5)
+    assert set(layout.marks) <= set(state)
+    ignored = [key for key, ours in pairs(layout.name).items() if ours == "-"]
+    return {**state, **dict.fromkeys(ignored, np.zeros(3, np.float32))}
+
+
+def random_like(shapes):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+
+
+def write(state, path):
+    numpy_files = pytest.importorskip("safetensors.numpy")
+    numpy_files.save_file({key: np.asarray(value) for key, value in state.items()}, path)
+
+
+def assert_equal(given, expected):
+    assert jax.tree.structure(given) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, given, expected)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_networks(name, tmp_path):
+    """Every parameter of the network has one key, every key but the ignored ones its parameter."""
+    variant, options = WHOLE[name]
+    model = models.create(variant, num_classes=20, **options)
+    variables = random_like(flops.variable_shapes(model))
+    state = public(LAYOUTS[name], variables)
+    file = tmp_path / "public.safetensors"
+    write({f"module.{key}": value for key, value in state.items()}, file)
+    assert_equal(convert.load_torch(file, variant, num_classes=20), variables)
+    trunk = convert.load_torch_backbone(file, variant)
+    assert_equal(trunk, {key: {"backbone": tree["backbone"]} for key, tree in variables.items()})
+
+    lost = next(key for key in state if key.endswith(".bias"))
+    left = "encoder.more.weight"
+    write({**{k: v for k, v in state.items() if k != lost}, left: np.zeros(1)}, file)
+    with pytest.raises(ValueError, match=re.escape(f"only in the file: {left}\n  only in the net")):
+        convert.load_torch(file, variant, num_classes=20)
+
+
+@pytest.mark.parametrize(
+    ("name", "trunk"),
+    [(RESNET, ResNet(d)) for d in (18, 50, 101, 152)]
+    + [(n, MobileNetV2(expand_first=False)) for n in (TORCHVISION, TIMM)],
+)
+def test_trunks(name, trunk):
+    shapes = flops.variable_shapes(trunk)
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    state = public(LAYOUTS[name], variables)
+    state.pop("fc.weight", None)
+    renamed, layout = convert.our_names(state)
+    assert layout is LAYOUTS[name]
+    assert jax.tree.structure(convert.from_torch(renamed, shapes)) == jax.tree.structure(variables)
+
+
+def test_a_trunk_is_no_network(tmp_path):
+    state = public(LAYOUTS[RESNET], random_like(flops.variable_shapes(ResNet(18))))
+    write(state, tmp_path / "resnet18.safetensors")
+    with pytest.raises(ValueError, match=r"holds a trunk alone \(ResNet of torchvision or timm\)"):
+        convert.load_torch(tmp_path / "resnet18.safetensors", "dabnet", num_classes=19)
+
+
+def test_the_trunk_of_a_network(tmp_path):
+    """ImageNet's MobileNetV2 lacks a convolution that CARNet counts; the message says what to do."""
+    variables = random_like(flops.variable_shapes(MobileNetV2(expand_first=False)))
+    file = tmp_path / "mobilenet_v2.safetensors"
+    write(public(LAYOUTS[TORCHVISION], variables), file)
+    loaded = convert.load_torch_backbone(file, "carnet_mobilenet", expand_first=False)
+    assert_equal(loaded, {key: {"backbone": tree} for key, tree in variables.items()})
+    with pytest.raises(ValueError, match="only in the network: backbone.stage0_block0") as error:
+        convert.load_torch_backbone(file, "carnet_mobilenet")
+    assert str(error.value).endswith("published MobileNetV2 weights need expand_first=False")
+
+
+def test_layouts_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        layouts.LAYOUTS[0].name = "x"
