@@ -162,9 +162,9 @@ def test_a_transposed_kernel_is_not_taken_for_a_dense_one():
 
 def test_unknown_leaves():
     with pytest.raises(
-        ValueError, match="no rule converts 'params/a/gamma'; those known are params"
+        ValueError, match="no rule converts 'params/a/delta'; those known are params"
     ):
-        convert.to_torch({"params": {"a": {"gamma": arange(2)}}})
+        convert.to_torch({"params": {"a": {"delta": arange(2)}}})
     with pytest.raises(ValueError, match="no rule converts 'cache/a/mean'"):
         convert.from_torch({}, {"cache": {"a": {"mean": arange(2)}}})
     with pytest.raises(ValueError, match="'params/a/kernel' has 2 axes; a kernel has 4"):

@@ -403,7 +403,7 @@ class ConvTranspose(nn.Module):
 def _add_bias(module, y, init):
     bias = module.param("bias", init, (y.shape[3],), jnp.float32).reshape(1, 1, 1, -1)
     # In float32, or the bias's gradient would be a bfloat16 sum over all pixels, which stops growing at 256.
-    return (y + bias).astype(y.dtype)
+    return (y.astype(jnp.float32) + bias).astype(y.dtype)
 
 
 class ConvBatchNorm(nn.Module):

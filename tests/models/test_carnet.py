@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rtseg_jax import convert, flops, models, settings
+from rtseg_jax import convert, flops, models, optim, settings
 from rtseg_jax.backbones import resnet
 from rtseg_jax.models import carnet
 from rtseg_jax.nn.norm import BatchNorm
@@ -402,6 +402,23 @@ def test_config():
         assert not config.model.options.frozen_statistics and not config.init_from.required
     assert settings.load("carnet").model.name == "carnet_mobilenet"
     assert settings.load("carnet:cityscapes").eval.size == (512, 1024)
+
+
+def test_rates_of_trunk_and_decoder():
+    """On NYUDv2 5e-4, 2.5e-4, 1.25e-4 for the trunk, ten times that for the rest; weight decay acts on all."""
+    config = settings.load("carnet:mobilenet,nyuv2")
+    schedule = optim.make_schedule(
+        lr=config.optim.lr, total_steps=39600, steps_per_epoch=132, **config.optim.schedule
+    )
+    rates = [float(schedule(step)) for step in (0, 13199, 13200, 26400)]
+    np.testing.assert_allclose(rates, [5e-3, 5e-3, 2.5e-3, 1.25e-3], rtol=1e-6)
+    model = models.create("carnet_mobilenet", num_classes=3, num_modules=1)
+    params = flops.variable_shapes(model)["params"]
+    lr, decay = optim.group_factors(params, config.optim.method.groups)
+    assert {k: set(jax.tree.leaves(v)) for k, v in lr.items()} == {
+        k: {0.1 if k == "backbone" else 1.0} for k in params
+    }
+    assert set(jax.tree.leaves(decay)) == {1.0}
 
 
 @pytest.mark.parametrize("row", ["carnet", "scloss", "carmodule", "bs"])
