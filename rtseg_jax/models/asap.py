@@ -242,6 +242,12 @@ class ASAP(nn.Module):
                 raise ValueError(f"unknown {name} '{getattr(self, name)}'; choose one of {choices}")
         if self.fuse_width % 2 and self.fusion == "ffdn" and self.norm_mix == "concat":
             raise ValueError(f"fuse_width {self.fuse_width} must be even: each norm gives half")
+        merged = self.fpn_width * (len(STRIDES) if self.merge == "cat" else 1)
+        channels = merged if self.fusion == "none" else self.fuse_width
+        if self.attention != "none" and not 1 <= self.attention_reduction <= channels:
+            raise ValueError(
+                f"attention_reduction {self.attention_reduction} must lie in 1-{channels}"
+            )
         super().__post_init__()
 
     @nn.compact

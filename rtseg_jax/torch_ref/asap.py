@@ -7,6 +7,22 @@ from torch.nn import functional as F
 from rtseg_jax.torch_ref.blocks import ConvBatchNorm, init_weights
 from rtseg_jax.torch_ref.resnet import ResNet
 
+OPTIONS = {
+    "fusion": ("ffdn", "ln", "in", "general", "none"),
+    "attention": ("vertical", "horizontal", "conventional", "none"),
+    "merge": ("cat", "sum"),
+    "fuse_stride": (4, 8),
+    "norm_mix": ("concat", "sum", "rho"),
+    "layer_norm_axes": ("chw", "c"),
+}
+
+
+def _check(**options: str | int) -> None:
+    for name, value in options.items():
+        if value not in OPTIONS[name]:
+            choices = ", ".join(map(str, OPTIONS[name]))
+            raise ValueError(f"unknown {name} '{value}'; choose one of {choices}")
+
 
 def _resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
@@ -112,6 +128,9 @@ class ASAP(nn.Module):
         general_residual: Add the unweighted map in "general".
         attention_reduction: Channels over those of queries and keys.
         attention_gamma: Weight the attention by a parameter that starts at 0.
+
+    Raises:
+        ValueError: an option's value that is not listed here.
     """
 
     def __init__(
@@ -131,6 +150,14 @@ class ASAP(nn.Module):
         attention_gamma: bool = False,
     ):
         super().__init__()
+        _check(
+            fusion=fusion,
+            attention=attention,
+            merge=merge,
+            fuse_stride=fuse_stride,
+            norm_mix=norm_mix,
+            layer_norm_axes=layer_norm_axes,
+        )
         self.grid = {4: 0, 8: 1}[fuse_stride]
         self.merge = merge
         self.backbone = ResNet(18)
