@@ -135,28 +135,42 @@ def ohem_cross_entropy(
     return _weighted_mean(entropy, jnp.where(kept, weight, 0.0))
 
 
-def by_kind(
-    logits: Float[Array, "..."],
-    label: Int[Array, "b h w"],
+def segmentation_loss(
+    outputs: dict[str, Float[Array, "..."]],
+    batch: dict[str, Array],
     *,
     kind: str,
     class_weights: tuple[float, ...] | None,
     threshold: float,
     min_kept: float,
-    axis: int = -1,
-) -> Float[Array, ""]:
-    """The cross-entropy that a config names: "cross_entropy", or "ohem" with its threshold and min_kept.
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Cross-entropy, or OHEM cross-entropy, on the logits upsampled to the label's size.
+
+    Args:
+        outputs: What the network returned under train=True: "logits" [b, h', w', k].
+        batch: "label" [b, h, w] int32 train ids, 255 = ignore.
+        kind: "cross_entropy" or "ohem".
+        class_weights: One weight per class, or None.
+        threshold: OHEM's probability: pixels whose true class is at most this sure are kept.
+        min_kept: OHEM's lower bound, as a fraction of the batch's pixels.
+
+    Returns:
+        The loss and its terms by name.
 
     Raises:
         ValueError: unknown kind.
     """
+    label = batch["label"]
+    logits = upsample_class_maps(outputs["logits"], label.shape[1:3])
     if kind == "cross_entropy":
-        return cross_entropy(logits, label, class_weights, axis=axis)
-    if kind == "ohem":
-        return ohem_cross_entropy(
-            logits, label, class_weights, threshold=threshold, min_kept=min_kept, axis=axis
+        value = cross_entropy(logits, label, class_weights, axis=1)
+    elif kind == "ohem":
+        value = ohem_cross_entropy(
+            logits, label, class_weights, threshold=threshold, min_kept=min_kept, axis=1
         )
-    raise ValueError(f"unknown loss '{kind}'; choose 'cross_entropy' or 'ohem'")
+    else:
+        raise ValueError(f"unknown loss '{kind}'; choose 'cross_entropy' or 'ohem'")
+    return value, {"loss": value}
 
 
 def _check_counts(pixel_counts: tuple[int, ...]) -> None:

@@ -137,6 +137,44 @@ def test_the_papers_values():
     assert (camvid.augment.crop, camvid.optim.method.weight_decay) == ((360, 480), 2e-4)
 
 
+def _trainer(config):
+    method, schedule = config.optim.method, config.optim.schedule
+    return (
+        (config.batch_size, config.num_epochs, config.augment.crop),
+        (method.name, config.optim.lr, method.weight_decay),
+        (schedule.kind, schedule.decay, schedule.every_epochs)
+        if schedule.kind == "step"
+        else (schedule.kind, schedule.power, schedule.warmup_steps),
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "data", "method", "schedule"),
+    [
+        ("carnet:nyuv2", (6, 300, (500, 500)), ("sgd", 5e-3, 1e-5), ("step", 0.5, 100)),
+        ("carnet:ade20k", (6, 300, (580, 580)), ("sgd", 1e-2, 1e-5), ("step", 0.2, 100)),
+        ("carnet:cityscapes", (6, 300, (800, 800)), ("sgd", 1e-2, 1e-5), ("step", 0.2, 100)),
+        ("affnet:patches", (10, 150, (880, 880)), ("adam", 5e-4, 1e-4), ("poly", 0.9, 0)),
+        ("affnet:finetune", (10, 150, (880, 880)), ("adam", 2e-4, 1e-4), ("poly", 0.9, 0)),
+        ("asap", (4, 300, (1024, 1024)), ("sgd", 2.5e-3, 1e-4), ("poly", 0.9, 1000)),
+        ("fast_scnn", (12, 1000, (512, 1024)), ("sgd", 4.5e-2, 4e-5), ("poly", 0.9, 0)),
+    ],
+)
+def test_the_other_papers_values(spec, data, method, schedule):
+    """CARNet Section IV, AFFNet Section IV-A, ASAP Section III, Fast-SCNN Section 4, and the readings, literally."""
+    config = settings.load(spec)
+    assert _trainer(config) == (data, method, schedule)
+    if spec.startswith("carnet"):
+        assert config.optim.method.groups == ((r"^backbone/", 0.1, 1.0),)
+        assert (config.loss.semantic_weight, config.loss.semantic_terms) == (0.2, 4)
+    if spec == "affnet:patches":
+        assert config.input.patches == (2, 4, 880, 880)
+        assert (config.loss.offset, config.loss.ce_weight) == (1.02, 0.5)
+    if spec == "asap":
+        assert config.augment.scales == (0.75, 1.0, 1.5, 1.75, 2.0)
+        assert config.augment.squash == config.eval.size == (1024, 1024)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

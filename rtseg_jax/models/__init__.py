@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from rtseg_jax import losses
 from rtseg_jax.models import affnet, asap, carnet, eacnet
 
 
@@ -40,8 +41,8 @@ VARIANTS = {
         carnet.CARNet, {"backbone": "mobilenet", "dropout": 0.0}, carnet.loss
     ),
     "affnet": Variant(affnet.AFFNet, {}, affnet.loss),
-    "fast_scnn": Variant(affnet.FastSCNN, {}, affnet.baseline_loss),
-    "spssnet": Variant(affnet.SPSSNet, {}, affnet.baseline_loss),
+    "fast_scnn": Variant(affnet.FastSCNN, {}, losses.segmentation_loss),
+    "spssnet": Variant(affnet.SPSSNet, {}, losses.segmentation_loss),
     "asap": Variant(asap.ASAP, {}, asap.loss),
 }
 

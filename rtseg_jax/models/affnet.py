@@ -2,7 +2,7 @@
 
 Four maps of a Fast-SCNN trunk, at output strides 8, 16, 32 and 32, meet in one module at stride 8 that weights them by
 attention before it joins them. This file holds the network with the ablations of Tables I and II, the two networks
-that it is compared with in Tables III and V (Fast-SCNN and SPSSNet), and the losses.
+that it is compared with in Tables III and V (Fast-SCNN and SPSSNet), and its loss.
 
 Readings (where the paper is silent or contradicts itself, and what its tables settle; the trunk has its own list):
   * the four inputs are the end of learning to downsample and the three units of the deep branch, the last one after
@@ -393,42 +393,3 @@ def loss(
     entropy = losses.cross_entropy(logits, label, axis=1)
     value = focal + ce_weight * entropy
     return value, {"loss": value, "owfl": focal, "cel": entropy}
-
-
-def baseline_loss(
-    outputs: dict[str, Float[Array, "b _ _ k"]],
-    batch: dict[str, Array],
-    *,
-    kind: str,
-    class_weights: tuple[float, ...] | None,
-    threshold: float,
-    min_kept: float,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Fast-SCNN's and SPSSNet's loss: cross-entropy, or OHEM cross-entropy, at the label's size.
-
-    Args:
-        outputs: What the network returned under train=True.
-        batch: "label" [b, h, w] int32 train ids, 255 = ignore.
-        kind: "cross_entropy" or "ohem".
-        class_weights: One weight per class, or None.
-        threshold: OHEM's probability: pixels whose true class is at most this sure are kept.
-        min_kept: OHEM's lower bound, as a fraction of the batch's pixels.
-
-    Returns:
-        The loss and its terms by name.
-
-    Raises:
-        ValueError: unknown kind.
-    """
-    label = batch["label"]
-    logits = losses.upsample_class_maps(outputs["logits"], label.shape[1:3])
-    value = losses.by_kind(
-        logits,
-        label,
-        kind=kind,
-        class_weights=class_weights,
-        threshold=threshold,
-        min_kept=min_kept,
-        axis=1,
-    )
-    return value, {"loss": value}

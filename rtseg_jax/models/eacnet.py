@@ -153,40 +153,4 @@ class ERFNet(nn.Module):
         return {"logits": scores.astype(jnp.float32)}
 
 
-def loss(
-    outputs: dict[str, Float[Array, "b _ _ k"]],
-    batch: dict[str, Array],
-    *,
-    kind: str,
-    class_weights: tuple[float, ...] | None,
-    threshold: float,
-    min_kept: float,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Cross-entropy, or OHEM cross-entropy, on the logits upsampled to the label's size (Section 4.1).
-
-    Args:
-        outputs: What the network returned under train=True.
-        batch: "label" [b, h, w] int32 train ids, 255 = ignore.
-        kind: "cross_entropy" or "ohem".
-        class_weights: One weight per class, or None.
-        threshold: OHEM's probability: pixels whose true class is at most this sure are kept.
-        min_kept: OHEM's lower bound, as a fraction of the batch's pixels.
-
-    Returns:
-        The loss and its terms by name.
-
-    Raises:
-        ValueError: unknown kind.
-    """
-    label = batch["label"]
-    logits = losses.upsample_class_maps(outputs["logits"], label.shape[1:3])
-    value = losses.by_kind(
-        logits,
-        label,
-        kind=kind,
-        class_weights=class_weights,
-        threshold=threshold,
-        min_kept=min_kept,
-        axis=1,
-    )
-    return value, {"loss": value}
+loss = losses.segmentation_loss  # Section 4.1

@@ -286,6 +286,8 @@ import os, signal, sys, time
 import numpy as np
 from rtseg_jax.data import pipeline, spec
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background ignores it
+
 def load(i):
     time.sleep(0.01)
     if i == 13 and sys.argv[1] == "error":

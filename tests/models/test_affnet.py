@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rtseg_jax import convert, models, settings
+from rtseg_jax import convert, losses, models, settings
 from rtseg_jax.backbones import fast_scnn
 from rtseg_jax.models import affnet
 
@@ -319,7 +319,7 @@ def test_loss_is_upsampled_as_in_torch():
     np.testing.assert_allclose(value, owfl + 0.25 * cel, rtol=1e-5)
 
 
-def test_baseline_loss():
+def test_loss_of_the_baselines():
     outputs, label, planes = scores(3)
     weights = (0.5, 1.0, 2.0)
     options = {"class_weights": weights, "threshold": 0.3, "min_kept": 0.5}
@@ -333,12 +333,12 @@ def test_baseline_loss():
             ),
         ),
     ):
-        loss = jax.jit(functools.partial(affnet.baseline_loss, kind=kind, **options))
+        loss = jax.jit(functools.partial(losses.segmentation_loss, kind=kind, **options))
         value, terms = loss(outputs, {"label": label})
         assert list(terms) == ["loss"]
         np.testing.assert_allclose(value, expected, rtol=1e-5)
     with pytest.raises(ValueError, match="unknown loss 'focal'; choose 'cross_entropy' or 'ohem'"):
-        affnet.baseline_loss(outputs, {"label": label}, kind="focal", **options)
+        losses.segmentation_loss(outputs, {"label": label}, kind="focal", **options)
 
 
 @pytest.mark.parametrize(
