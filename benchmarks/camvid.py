@@ -20,7 +20,7 @@ chooses the checkpoint, the result is test. "Majority" is the val mIoU of naming
 
 Each run: `python -m rtseg_jax.main --config=COMMAND --config.input.root=DIR --workdir=RUN`, then
 `python -m rtseg_jax.evaluate --workdir=RUN --split=test`, then `python benchmarks/camvid.py RUN COMMAND`. Seconds are wall
-time on two CPU cores, evaluations included, on a machine that had other work to do at the same time.
+time on two CPU cores, evaluations included, on a machine that had other work to do and paused some runs for it.
 """
 
 
@@ -80,7 +80,7 @@ def main(run: str, command: str) -> None:
                 f"{r['first_loss']:.2f} to {r['last_loss']:.2f}" if "first_loss" in r else "-",
                 percent(r.get("majority_val_miou")),
                 percent(r["val_miou"]),
-                f"**{percent(r['test_miou'])}**",
+                f"**{percent(r['test_miou'])}**" if r["test_miou"] is not None else "-",
             ]
             for r in rows
         ),

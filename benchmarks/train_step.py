@@ -10,8 +10,9 @@ stands beside the figures.
 
 Inside the clock, for both: forward, bilinear upsampling of the logits to full size, weighted
 cross-entropy, backward, Adam with L2 on every parameter. Inside ours alone: what the project's step does
-besides, which is cropping and augmenting uint8 frames and the logged gradient norm. The twin gets
-normalised float images that lie on the device. Every measurement is a line of JSON in --output.
+besides, which is sampling and normalising uint8 frames (no random scale, flip or jitter: the twin's clock has
+none) and the logged gradient norm. The twin gets normalised float images that lie on the device. Every
+measurement is a line of JSON in --output.
 """
 
 import argparse
@@ -137,9 +138,9 @@ def jax_rival(options: argparse.Namespace, dtype: str) -> tuple[Callable, Callab
         augmentation={
             "crop": options.size,
             "scales": (1.0,),
-            "scale_range": (0.5, 2.0),
-            "flip": 0.5,
-            "jitter": (0.3, 0.3, 0.3),
+            "scale_range": None,
+            "flip": 0.0,
+            "jitter": (0.0, 0.0, 0.0),
             "mean": MEAN,
             "std": STD,
         },
@@ -159,7 +160,7 @@ def jax_rival(options: argparse.Namespace, dtype: str) -> tuple[Callable, Callab
         "versions": {"jax": jax.__version__},
         "device_kind": device.device_kind,
         "threads": len(os.sched_getaffinity(0)) if options.device == "cpu" else None,
-        "augmentation": True,
+        "input": "uint8 frames, cropped in the step",
     }
     return one, finish, about
 
@@ -223,7 +224,7 @@ def torch_rival(
         "versions": {"torch": torch.__version__},
         "device_kind": torch.cuda.get_device_name() if on_gpu else "cpu",
         "threads": None if on_gpu else torch.get_num_threads(),
-        "augmentation": False,
+        "input": "normalised images",
     }
     if on_gpu:
         about["versions"]["cudnn"] = str(torch.backends.cudnn.version())

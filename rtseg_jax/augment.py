@@ -85,6 +85,11 @@ def scale_and_crop(
     return cropped, jnp.where(inside, ids.astype(jnp.int32), IGNORE), inside
 
 
+def _grey(image: Float[Array, "h w 3"]) -> Float[Array, "h w"]:
+    # Written out: a sum over an axis of three keeps XLA from fusing it with what is around it.
+    return _GREY[0] * image[..., 0] + _GREY[1] * image[..., 1] + _GREY[2] * image[..., 2]
+
+
 def color_jitter(
     image: Float[Array, "h w 3"],
     inside: Array,
@@ -94,12 +99,10 @@ def color_jitter(
     saturation: Float[Array, ""],
 ) -> Float[Array, "h w 3"]:
     """Brightness, contrast and saturation factors in this order, clipped to [0, 255] after each (torchvision's)."""
-    weights = jnp.asarray(_GREY, jnp.float32)
     image = jnp.clip(image * brightness, 0, 255)
-    grey = jnp.sum(image * weights.reshape(1, 1, 3), axis=-1)
-    average = jnp.sum(jnp.where(inside, grey, 0.0)) / jnp.maximum(jnp.sum(inside), 1)
+    average = jnp.sum(jnp.where(inside, _grey(image), 0.0)) / jnp.maximum(jnp.sum(inside), 1)
     image = jnp.clip(average + contrast * (image - average), 0, 255)
-    grey = jnp.sum(image * weights.reshape(1, 1, 3), axis=-1, keepdims=True)
+    grey = _grey(image)[..., None]
     return jnp.clip(grey + saturation * (image - grey), 0, 255)
 
 
