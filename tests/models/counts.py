@@ -33,5 +33,5 @@ STRIDE = {name: 8 for name in PARAMETERS} | {
     "carnet_mobilenet": 4,
 }
 
-# Those whose programs the suite compiles; the two others have the blocks of carnet_resnet50, and more of them.
+# Those whose gradients the suite compiles; the two others have the blocks of carnet_resnet50, and more of them.
 COMPILED = [name for name in PARAMETERS if name not in ("carnet_resnet101", "carnet_resnet152")]
