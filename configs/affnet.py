@@ -24,9 +24,6 @@ import ml_collections
 
 from configs import common
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB
-IMAGENET_STD = (58.395, 57.12, 57.375)
-
 # Labelled pixels of each class in the training set, in the order of the train ids.
 PIXEL_COUNTS = {
     # The 2975 fine labels.
@@ -57,8 +54,8 @@ def schedule(config: ml_collections.ConfigDict, dataset: str) -> None:
     config.num_epochs = 150
     config.augment.crop = (880, 880)
     config.augment.jitter = (0.2, 0.2, 0.2)
-    config.augment.mean = IMAGENET_MEAN
-    config.augment.std = IMAGENET_STD
+    config.augment.mean = common.IMAGENET_MEAN
+    config.augment.std = common.IMAGENET_STD
     config.optim.lr = 5e-4
     config.optim.method.update({"name": "adam", "weight_decay": 1e-4})
     config.eval.every_epochs = 10

@@ -24,9 +24,6 @@ from ml_collections import config_dict
 
 from configs import common
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB
-IMAGENET_STD = (58.395, 57.12, 57.375)
-
 
 def schedule(config: ml_collections.ConfigDict, dataset: str, train_squash: bool) -> None:
     """The training of Section III on a data set."""
@@ -37,8 +34,8 @@ def schedule(config: ml_collections.ConfigDict, dataset: str, train_squash: bool
     config.num_epochs = 300
     config.augment.scales = (0.75, 1.0, 1.5, 1.75, 2.0)
     config.augment.jitter = (0.5, 0.5, 0.5)
-    config.augment.mean = IMAGENET_MEAN
-    config.augment.std = IMAGENET_STD
+    config.augment.mean = common.IMAGENET_MEAN
+    config.augment.std = common.IMAGENET_STD
     config.optim.lr = 2.5e-3
     config.optim.method.update({"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4})
     config.optim.schedule.update({"warmup_steps": 1000, "warmup_start": 4e-3})

@@ -27,9 +27,6 @@ import ml_collections
 
 from configs import common
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB
-IMAGENET_STD = (58.395, 57.12, 57.375)
-
 CROPS = {"nyuv2": (500, 500), "ade20k": (580, 580), "cityscapes": (800, 800), "camvid": (360, 480)}
 # Modules, chained residual pooling, semantic terms.
 ROWS = {
@@ -51,8 +48,8 @@ def schedule(config: ml_collections.ConfigDict, dataset: str) -> None:
     config.augment.crop = CROPS[dataset]
     config.augment.scale_range = (0.5, 2.0)
     config.augment.flip = 0.5
-    config.augment.mean = IMAGENET_MEAN
-    config.augment.std = IMAGENET_STD
+    config.augment.mean = common.IMAGENET_MEAN
+    config.augment.std = common.IMAGENET_STD
     config.optim.lr = 5e-3 if small else 1e-2  # of the decoder
     config.optim.schedule.update(
         {"kind": "step", "decay": 0.5 if small else 0.2, "every_epochs": 100}

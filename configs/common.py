@@ -7,6 +7,8 @@ import ml_collections
 from ml_collections import config_dict
 
 DATASETS = ("cityscapes", "camvid", "streets")
+IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB
+IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 def parse(argument: str | None, **choices: tuple[str, ...]) -> dict[str, str]:

@@ -10,7 +10,7 @@ colour noise, cross-entropy. Readings:
 
 import ml_collections
 
-from configs import affnet, common
+from configs import common
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
@@ -25,8 +25,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         config.augment.crop = (512, 1024)
         config.augment.scale_range = (0.5, 2.0)
         config.augment.jitter = (0.4, 0.4, 0.4)
-        config.augment.mean = affnet.IMAGENET_MEAN
-        config.augment.std = affnet.IMAGENET_STD
+        config.augment.mean = common.IMAGENET_MEAN
+        config.augment.std = common.IMAGENET_STD
         config.optim.lr = 4.5e-2
         config.optim.method.update({"name": "sgd", "weight_decay": 4e-5})
         config.optim.method.groups = ((r"depthwise/conv/kernel", 1.0, 0.0),)

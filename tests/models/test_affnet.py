@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from filling import filled
 
 from rtseg_jax import convert, losses, models, settings
 from rtseg_jax.backbones import fast_scnn
@@ -27,23 +28,6 @@ def shapes(module, *inputs, **arguments):
 
 def count(tree):
     return sum(x.size for x in jax.tree.leaves(tree))
-
-
-def filled(tree, seed=0):
-    """Variables from numpy in which nothing is neutral."""
-    rng = np.random.default_rng(seed)
-
-    def fill(path, leaf):
-        name = path[-1].key
-        if name == "kernel":
-            value = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
-        elif name in ("scale", "var"):
-            value = rng.uniform(0.5, 1.5, leaf.shape)
-        else:
-            value = 0.2 * rng.normal(size=leaf.shape)
-        return value.astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(fill, tree)
 
 
 # The first four and "fpn_pan" are the rows of Tables I and II; with "add" the last 1x1 (33,024) is gone.

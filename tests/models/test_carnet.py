@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from filling import filled
 
 from rtseg_jax import convert, flops, models, optim, settings
 from rtseg_jax.backbones import resnet
@@ -22,23 +23,6 @@ from rtseg_jax.torch_ref import losses as torch_losses  # noqa: E402
 from rtseg_jax.torch_ref import resnet as torch_resnet  # noqa: E402
 
 KEYS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-
-
-def filled(tree, seed=0):
-    """Variables from numpy in which nothing is neutral."""
-    rng = np.random.default_rng(seed)
-
-    def fill(path, leaf):
-        name = path[-1].key
-        if name == "kernel":
-            value = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
-        elif name in ("scale", "var"):
-            value = rng.uniform(0.5, 1.5, leaf.shape)
-        else:
-            value = 0.2 * rng.normal(size=leaf.shape)
-        return value.astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(fill, tree)
 
 
 # What each option takes from the whole network at 19 classes, or adds to it.
