@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from rtseg_jax.nn.form import is_portable, named
+
 _observers: list[Callable[..., None]] = []
 
 
@@ -35,15 +37,15 @@ def dot_product_attention(
     "auto" takes `block_size` queries at a time and recomputes their scores in the gradient, so that memory is
     b * block_size * m and not b * n * m; "portable" is one block.
     """
-    if impl not in ("auto", "portable"):
-        raise ValueError(f"unknown impl '{impl}'; choose 'auto' or 'portable'")
+    plain = is_portable(impl)
+    softmax = named("softmax", jax.nn.softmax) if plain else jax.nn.softmax
 
     for observer in _observers:
         observer(query.shape, key.shape, value.shape)
 
     def attend(block):
         scores = jnp.einsum("bnc,bmc->bnm", block, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores * scale, axis=-1)
+        weights = softmax(scores * scale)
         return jnp.einsum(
             "bnm,bmd->bnd",
             weights.astype(value.dtype),
@@ -52,7 +54,7 @@ def dot_product_attention(
         ).astype(value.dtype)
 
     b, n, c = query.shape
-    if impl == "portable":
+    if plain:
         return attend(query)
     attend = jax.checkpoint(attend)
     if n <= block_size:

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from rtseg_jax.nn.form import is_portable
 from rtseg_jax.nn.norm import BatchNorm
 
 Pair = tuple[int, int]
@@ -60,12 +61,6 @@ def same_padding(kernel_size: Pair, kernel_dilation: Pair) -> Pair:
     )
 
 
-def check_impl(impl: str) -> None:
-    """Raises ValueError unless impl is "auto" or "portable"."""
-    if impl not in ("auto", "portable"):
-        raise ValueError(f"unknown impl '{impl}'; choose 'auto' or 'portable'")
-
-
 def _lax_conv(x, kernel, strides, padding, kernel_dilation, groups=1):
     return lax.conv_general_dilated(
         x,
@@ -92,6 +87,21 @@ def _shifted(x, shift):
     """y[:, i, j] = x[:, i + shift[0], j + shift[1]], zero outside."""
     pads = [(0, 0, 0), (-shift[0], shift[0], 0), (-shift[1], shift[1], 0), (0, 0, 0)]
     return lax.pad(x, jnp.zeros((), x.dtype), pads)
+
+
+def _tap_by_tap(x, kernel, shape, strides, padding, kernel_dilation):
+    """Dense convolution of few input channels as one loop over the output, a multiply-add for each weight.
+
+    lax's own form packs patches of the input, which for three channels takes CPUs longer than the arithmetic.
+    """
+    taps = _taps(x, shape, kernel.shape[:2], strides, padding, kernel_dilation)
+    weights = kernel.astype(jnp.float32).reshape(-1, x.shape[3], 1, 1, 1, kernel.shape[3])
+    y = sum(
+        lax.slice_in_dim(tap, c, c + 1, axis=3).astype(jnp.float32) * weight[c]
+        for tap, weight in zip(taps, weights, strict=True)
+        for c in range(x.shape[3])
+    )
+    return y.astype(x.dtype)
 
 
 def _kernel_gradient(x, g, kernel_size, strides, padding, kernel_dilation):
@@ -160,17 +170,27 @@ def conv2d(
     impl: str = "auto",
 ) -> Float[Array, "b h2 w2 co"]:
     """Dense convolution, zero-padded by `padding` on both sides; 1x1 at stride 1 is a matrix product."""
-    check_impl(impl)
+    plain = is_portable(impl)
     geometry = (strides, padding, kernel_dilation)
 
     def convolve(x, kernel):
         return _lax_conv(x, kernel, *geometry)
 
-    if impl == "portable":
+    if plain:
         return convolve(x, kernel)
     if kernel.shape[:2] == strides == (1, 1) and padding == (0, 0):
         y = x.reshape(-1, x.shape[3]) @ kernel[0, 0]
         return y.reshape(*x.shape[:3], kernel.shape[3])
+
+    if math.prod(kernel.shape[:3]) <= 27 and strides != (1, 1):  # an image's stem
+        shape = jax.eval_shape(convolve, x, kernel).shape[1:3]
+
+        def forward(x, kernel):
+            return lax.platform_dependent(
+                x, kernel, cpu=lambda x, k: _tap_by_tap(x, k, shape, *geometry), default=convolve
+            )
+    else:
+        forward = convolve
 
     def backward(saved, g):
         x, kernel = lax.optimization_barrier(saved)
@@ -196,8 +216,8 @@ def conv2d(
         )
         return dx, dk
 
-    differentiable = jax.custom_vjp(convolve)
-    differentiable.defvjp(lambda x, kernel: (convolve(x, kernel), (x, kernel)), backward)
+    differentiable = jax.custom_vjp(forward)
+    differentiable.defvjp(lambda x, kernel: (forward(x, kernel), (x, kernel)), backward)
     return differentiable(x, kernel)
 
 
@@ -240,13 +260,13 @@ def depthwise_conv2d(
     impl: str = "auto",
 ) -> Float[Array, "b h2 w2 c"]:
     """Depth-wise convolution, one filter per channel; on CPU 15-36 times faster than lax's grouped form."""
-    check_impl(impl)
+    plain = is_portable(impl)
     geometry = (strides, padding, kernel_dilation)
 
     def grouped(x, kernel):
         return _lax_conv(x, kernel, *geometry, x.shape[3])
 
-    if impl == "portable":
+    if plain:
         return grouped(x, kernel)
     shape = jax.eval_shape(grouped, x, kernel).shape[1:3]
 
@@ -281,9 +301,9 @@ def conv_transpose2d(
     impl: str = "auto",
 ) -> Float[Array, "b h2 w2 co"]:
     """Torch's ConvTranspose2d: kernel[kh, kw, ci, co] is its weight[ci, co, kh, kw], not flipped."""
-    check_impl(impl)
+    plain = is_portable(impl)
     sizes = kernel.shape[:2]
-    if impl == "auto" and sizes == strides and padding == output_padding == 0:
+    if not plain and sizes == strides and padding == output_padding == 0:
         # The taps do not overlap: one matrix product, then its kh x kw outputs side by side.
         b, h, w, _ = x.shape
         y = jnp.einsum("bhwi,klio->bhkwlo", x, kernel)
@@ -315,7 +335,6 @@ class Conv(nn.Module):
     kernel_init: Initializer = kaiming_normal
     bias_init: Initializer | None = None
     dtype: Any = jnp.float32
-    impl: str = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w ci"]) -> Float[Array, "b h2 w2 co"]:
@@ -330,7 +349,6 @@ class Conv(nn.Module):
             strides=self.strides,
             padding=padding,
             kernel_dilation=self.kernel_dilation,
-            impl=self.impl,
         )
         if self.use_bias:
             bias_init = self.bias_init or torch_uniform(math.prod(shape[:3]))
@@ -349,7 +367,6 @@ class DepthwiseConv(nn.Module):
     kernel_init: Initializer = kaiming_normal
     bias_init: Initializer | None = None
     dtype: Any = jnp.float32
-    impl: str = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
@@ -364,7 +381,6 @@ class DepthwiseConv(nn.Module):
             strides=self.strides,
             padding=padding,
             kernel_dilation=self.kernel_dilation,
-            impl=self.impl,
         )
         if self.use_bias:
             bias_init = self.bias_init or torch_uniform(math.prod(shape[:3]))
@@ -382,7 +398,6 @@ class ConvTranspose(nn.Module):
     output_padding: int = 0
     use_bias: bool = True
     dtype: Any = jnp.float32
-    impl: str = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w ci"]) -> Float[Array, "b h2 w2 co"]:
@@ -395,7 +410,6 @@ class ConvTranspose(nn.Module):
             strides=self.strides,
             padding=self.padding,
             output_padding=self.output_padding,
-            impl=self.impl,
         )
         return _add_bias(self, y, init) if self.use_bias else y
 
@@ -422,7 +436,6 @@ class ConvBatchNorm(nn.Module):
     activation: Callable[[Array], Array] | None = None
     kernel_init: Initializer = kaiming_normal_fan_out
     dtype: Any = jnp.float32
-    impl: str = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w ci"], *, train: bool) -> Float[Array, "b h2 w2 co"]:
@@ -434,8 +447,7 @@ class ConvBatchNorm(nn.Module):
             use_bias=self.use_bias,
             kernel_init=self.kernel_init,
             dtype=self.dtype,
-            impl=self.impl,
             name="conv",
         )(x)
-        x = BatchNorm(self.epsilon, dtype=self.dtype, impl=self.impl, name="norm")(x, train=train)
+        x = BatchNorm(self.epsilon, dtype=self.dtype, name="norm")(x, train=train)
         return x if self.activation is None else self.activation(x)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from rtseg_jax.nn.form import is_portable, named
+
 
 def _row(per_channel):
     return per_channel.reshape(1, 1, 1, -1)
@@ -26,7 +28,13 @@ def _affine(x, mean, var, scale, bias, epsilon):
 
 
 def _prelu(x, slope):
-    return x if slope is None else jnp.where(x > 0, x, _row(slope) * x)
+    if slope is None:
+        return x
+
+    def prelu(x, slope):
+        return jnp.where(x > 0, x, slope * x)
+
+    return (named("prelu", prelu) if is_portable() else prelu)(x, _row(slope))
 
 
 def _plain(x, scale, bias, slope, epsilon):
@@ -80,8 +88,6 @@ def _fused(x, scale, bias, slope, epsilon):
 
 def _batch_norm(module, x, slope, train):
     """The body of both modules: parameters, statistics, normalisation."""
-    if module.impl not in ("auto", "portable"):
-        raise ValueError(f"unknown impl '{module.impl}'; choose 'auto' or 'portable'")
     channels = x.shape[-1]
     x = x.astype(module.dtype)
     scale = module.param("scale", nn.initializers.ones, (channels,), jnp.float32)
@@ -92,7 +98,7 @@ def _batch_norm(module, x, slope, train):
         mean, var = running_mean.value, running_var.value
         y = _affine(x, mean, var, scale, bias, module.epsilon)
         return _prelu(y, slope).astype(module.dtype)
-    normalise = _fused if module.impl == "auto" else _plain
+    normalise = _plain if is_portable() else _fused
     y, mean, var = normalise(x, scale, bias, slope, module.epsilon)
     if not module.is_initializing():
         m = module.momentum
@@ -114,7 +120,6 @@ class BatchNorm(nn.Module):
     epsilon: float
     momentum: float = 0.9
     dtype: Any = jnp.float32
-    impl: str = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
@@ -127,7 +132,6 @@ class BatchNormPReLU(nn.Module):
     epsilon: float
     momentum: float = 0.9
     dtype: Any = jnp.float32
-    impl: str = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:

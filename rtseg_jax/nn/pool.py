@@ -6,6 +6,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from rtseg_jax.nn.form import is_portable, named
+
 Pair = tuple[int, int]
 
 
@@ -47,15 +49,14 @@ def max_pool(
         ceil_mode: Round the output size up: a last window may hang over the bottom or right border.
         impl: "auto" or "portable".
     """
-    if impl not in ("auto", "portable"):
-        raise ValueError(f"unknown impl '{impl}'; choose 'auto' or 'portable'")
+    plain = is_portable(impl)
     outputs, pads = [], [(0, 0)]
     for size, k, s, p in zip(x.shape[1:3], window, strides, padding, strict=True):
         n = _output_size(size, k, s, p, ceil_mode)
         outputs.append(n)
         pads.append((p, max((n - 1) * s + k - size - p, 0)))
     pads.append((0, 0))
-    if impl == "portable":
+    if plain:
         return nn.max_pool(x, window, strides, pads[1:3])
     if any(any(pad) for pad in pads):
         x = jnp.pad(x, pads, constant_values=-jnp.inf)
@@ -81,11 +82,10 @@ def avg_pool(
     impl: str = "auto",
 ) -> Float[Array, "b h2 w2 c"]:
     """Torch's avg_pool2d, floor mode; the padding's zeros count in the mean (count_include_pad)."""
-    if impl not in ("auto", "portable"):
-        raise ValueError(f"unknown impl '{impl}'; choose 'auto' or 'portable'")
+    plain = is_portable(impl)
     pads = [(p, p) for p in padding]
-    if impl == "portable":
-        return nn.avg_pool(x, window, strides, pads)
+    if plain:
+        return named("avg_pool", lambda x: nn.avg_pool(x, window, strides, pads))(x)
     outputs = [
         _output_size(*sizes, False)
         for sizes in zip(x.shape[1:3], window, strides, padding, strict=True)
@@ -96,15 +96,11 @@ def avg_pool(
     return x / (window[0] * window[1])
 
 
-def adaptive_avg_pool(
-    x: Float[Array, "b h w c"], size: Pair, *, impl: str = "auto"
-) -> Float[Array, "b h2 w2 c"]:
+def adaptive_avg_pool(x: Float[Array, "b h w c"], size: Pair) -> Float[Array, "b h2 w2 c"]:
     """Torch's adaptive_avg_pool2d: output i is the mean over [floor(i n / m), ceil((i + 1) n / m)).
 
-    Both forms are two small matrix products, computed in float32.
+    It is two small matrix products, computed in float32.
     """
-    if impl not in ("auto", "portable"):
-        raise ValueError(f"unknown impl '{impl}'; choose 'auto' or 'portable'")
 
     def matrix(old, new):
         rows = np.zeros((new, old), np.float32)

@@ -6,6 +6,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, UInt8
 
+from rtseg_jax.nn.form import is_portable, named
+
 
 def _taps(old: int, new: int, align_corners: bool):
     """Lower and upper source index of every output position, and the upper one's weight."""
@@ -45,8 +47,7 @@ def resize_bilinear(
 
     "auto" gathers the two neighbours along each axis, "portable" multiplies by two dense matrices.
     """
-    if impl not in ("auto", "portable"):
-        raise ValueError(f"unknown impl '{impl}'; choose 'auto' or 'portable'")
+    plain = is_portable(impl)
     dtype = x.dtype
     rows = _matrix(x.shape[1], size[0], align_corners)
     columns = _matrix(x.shape[2], size[1], align_corners)
@@ -72,8 +73,8 @@ def resize_bilinear(
         g = jnp.einsum("bHwc,Hh->bhwc", g, rows, precision="highest")
         return (g.astype(dtype),)
 
-    if impl == "portable":
-        return matmul(x)
+    if plain:
+        return named("resize_align_corners" if align_corners else "resize_half_pixel", matmul)(x)
     # The transpose of a gather is a scatter, which is slow everywhere.
     resize = jax.custom_vjp(gather)
     resize.defvjp(lambda x: (gather(x), None), transpose)
@@ -94,7 +95,7 @@ def upsample_argmax(
     if classes > 256:
         raise ValueError(f"{classes} classes do not fit uint8; at most 256")
     logits = logits.astype(jnp.float32)
-    if impl == "portable":
+    if is_portable(impl):
         resized = resize_bilinear(logits, size, impl=impl)
         return jnp.argmax(resized, axis=-1).astype(jnp.uint8)
     resized = resize_bilinear(logits, size, impl=impl)

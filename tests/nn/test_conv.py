@@ -85,6 +85,18 @@ def test_conv_and_its_gradients_match_torch(depthwise, kernel_size, strides, dil
     assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("size", [(9, 12), (12, 9)])
+def test_stem_of_an_image_matches_torch(size):
+    x, kernel = normal(2, *size, 3), normal(3, 3, 3, 5)
+    g = normal(2, *[-(-n // 2) for n in size], 5, seed=1)
+    options = {"strides": (2, 2), "padding": (1, 1)}
+    ours = jax_and_gradients(lambda x, k: conv.conv2d(x, k, **options), x, kernel, g)
+    theirs = torch_and_gradients(
+        lambda x, k: F.conv2d(x, k, None, 2, 1), x, kernel, g, (3, 2, 0, 1)
+    )
+    assert_close(ours, theirs)
+
+
 def test_padding_that_does_not_keep_the_size():
     x, kernel, g = normal(2, 9, 7, 4), normal(3, 3, 4, 5), normal(2, 7, 5, 5)
     ours = jax_and_gradients(lambda x, k: conv.conv2d(x, k), x, kernel, g)

@@ -1,5 +1,7 @@
 """BatchNorm, with and without PReLU, against torch and against float64."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from rtseg_jax.nn.form import portable
 from rtseg_jax.nn.norm import BatchNorm, BatchNormPReLU, PReLU
 
 EPSILON = 1e-3
@@ -43,11 +46,16 @@ def parameters(variables):
     return [variables["params"][k] for k in ("scale", "bias", "slope") if k in variables["params"]]
 
 
-@pytest.mark.parametrize("impl", ["auto", "portable"])
+@pytest.fixture(params=[contextlib.nullcontext, portable], ids=["auto", "portable"])
+def form(request):
+    with request.param():
+        yield
+
+
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("cls", [BatchNorm, BatchNormPReLU])
-def test_output_and_gradients_match_torch(cls, train, impl):
-    module = cls(EPSILON, impl=impl)
+def test_output_and_gradients_match_torch(cls, train, form):
+    module = cls(EPSILON)
     x, g = 2 * normal(3, 5, 8, CHANNELS) + 1, normal(3, 5, 8, CHANNELS, seed=1)
     variables = filled(module, x)
 
@@ -65,9 +73,8 @@ def test_output_and_gradients_match_torch(cls, train, impl):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("impl", ["auto", "portable"])
-def test_running_statistics_move_a_tenth_towards_the_biased_ones(impl):
-    module = BatchNorm(EPSILON, impl=impl)
+def test_running_statistics_move_a_tenth_towards_the_biased_ones(form):
+    module = BatchNorm(EPSILON)
     x = 2 * normal(2, 3, 4, CHANNELS) + 1
     variables = module.init(jax.random.key(0), jnp.asarray(x), train=True)
     np.testing.assert_array_equal(variables["batch_stats"]["mean"], np.zeros(CHANNELS))
@@ -149,8 +156,3 @@ def test_slopes_start_at_a_quarter_and_prelu_matches_torch_at_zero_too():
     np.testing.assert_array_equal(y, expected.detach().numpy())
     np.testing.assert_array_equal(d_x, leaf.grad.numpy())
     np.testing.assert_allclose(d_params["slope"], slope.grad.numpy(), rtol=1e-5, atol=1e-6)
-
-
-def test_unknown_impl_is_refused():
-    with pytest.raises(ValueError, match="unknown impl 'fast'"):
-        BatchNorm(EPSILON, impl="fast").init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)), train=True)

@@ -108,7 +108,6 @@ def test_pools_keep_bfloat16(pool):
     [
         lambda x: max_pool(x, (2, 2), (2, 2), impl="fast"),
         lambda x: avg_pool(x, (2, 2), (2, 2), impl="fast"),
-        lambda x: adaptive_avg_pool(x, (1, 1), impl="fast"),
     ],
 )
 def test_unknown_impl_is_refused(pool):

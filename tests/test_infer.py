@@ -1,0 +1,163 @@
+"""The frozen program gives the network's own answer, for every network, and refuses what it was not made for."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rtseg_jax import infer, mesh, models
+from rtseg_jax.nn.conv import ConvBatchNorm
+from rtseg_jax.nn.resize import resize_bilinear, upsample_argmax
+from tests.models.filling import filled
+
+MEAN, STD = (105.0, 110.0, 120.0), (60.0, 55.0, 50.0)
+# Depths that only repeat a block are left to the networks that are quick to compile.
+VARIANTS = [v for v in models.VARIANTS if v not in ("carnet_resnet101", "carnet_resnet152")]
+
+
+@functools.cache
+def network(variant, num_classes=11):
+    model = models.create(variant, num_classes=num_classes)
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(
+        functools.partial(model.init, train=True),
+        {"params": key, "dropout": key},
+        jnp.zeros((1, 64, 64, 3)),
+    )
+    return model, jax.tree.map(jnp.asarray, filled(shapes))
+
+
+@functools.cache
+def frames(batch=1, height=65, width=96):
+    """Smooth frames: of noise, the classes of neighbouring pixels are a toss-up."""
+    rng = np.random.default_rng(1)
+    small = rng.uniform(0, 255, (batch, 6, 8, 3)).astype(np.float32)
+    large = jax.image.resize(small, (batch, height, width, 3), "bilinear")
+    return np.asarray(large).astype(np.uint8)
+
+
+def unfrozen(model, variables, images, size=None):
+    predict = jax.jit(functools.partial(infer.predict, model, mean=MEAN, std=STD, size=size))
+    return np.asarray(predict(variables, jnp.asarray(images)))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_frozen_network_gives_what_the_trained_one_gives(variant):
+    model, variables = network(variant)
+    wanted = unfrozen(model, variables, frames())
+    program = infer.program(model, variables, mean=MEAN, std=STD, output="scores")
+
+    @jax.jit
+    def both(frames):
+        scores = program(frames)
+        return resize_bilinear(scores, frames.shape[1:3]), upsample_argmax(
+            scores, frames.shape[1:3]
+        )
+
+    logits, classes = map(np.asarray, both(frames()))
+    assert np.abs(logits - wanted).max() < 1e-5 * np.abs(wanted).max()
+    assert (classes == wanted.argmax(-1)).mean() > 0.9999
+
+
+def test_evaluation_in_training_sees_what_the_frozen_network_sees():
+    model, variables = network("eacnet_erfnet")
+    images = frames(batch=2)
+    devices = mesh.make_mesh(jax.devices()[:1])
+    step = infer.jit_eval_step(devices, model=model, num_classes=11, mean=MEAN, std=STD)
+    labels = np.zeros(images.shape[:3], np.uint8)
+    _, classes = step(variables, images, labels, np.ones(2, bool))
+    frozen = infer.freeze(model, variables, images.shape[:3], mean=MEAN, std=STD)
+    np.testing.assert_array_equal(frozen(images), classes)
+
+
+def test_a_network_can_see_the_frames_at_another_size():
+    model, variables = network("fast_scnn")
+    size = (64, 64)
+    wanted = unfrozen(model, variables, frames(), size=size)
+    frozen = infer.freeze(model, variables, frames().shape[:3], mean=MEAN, std=STD, size=size)
+    assert (np.asarray(frozen(frames())) == wanted.argmax(-1)).mean() > 0.9999
+    program = infer.program(model, variables, mean=MEAN, std=STD, size=size, output="scores")
+    assert jax.eval_shape(program, frames()).shape == (1, 8, 8, 11)
+
+
+@pytest.mark.parametrize("features, use_bias", [(5, False), (5, True), (None, False)])
+def test_folding_is_exact(features, use_bias):
+    block = ConvBatchNorm(features, (3, 3), use_bias=use_bias, epsilon=1e-3)
+    x = np.random.default_rng(0).normal(size=(2, 7, 9, 4)).astype(np.float32)
+    x = jnp.asarray(x)
+    shapes = jax.eval_shape(functools.partial(block.init, train=False), jax.random.key(0), x)
+    variables = jax.tree.map(jnp.asarray, filled(shapes))
+    kernel, bias = infer.fold(variables, 1e-3)
+    folded = {"params": {"conv": {"kernel": jnp.asarray(kernel), "bias": bias}}}
+    plain = ConvBatchNorm(features, (3, 3), use_bias=True, epsilon=0.0)
+    neutral = {
+        "params": {**folded["params"], "norm": {"scale": np.ones_like(bias), "bias": 0 * bias}},
+        "batch_stats": {"norm": {"mean": 0 * bias, "var": np.ones_like(bias)}},
+    }
+    np.testing.assert_allclose(
+        plain.apply(neutral, x, train=False), block.apply(variables, x, train=False), atol=2e-6
+    )
+
+
+def test_folding_leaves_no_normalisation_behind():
+    """Of a network whose norms all follow a convolution, rsqrt is gone from the program."""
+    model, variables = network("carnet_mobilenet")
+    program = infer.program(model, variables, mean=MEAN, std=STD, output="scores")
+    assert "rsqrt" in str(
+        jax.make_jaxpr(lambda x: infer.scores(model, variables, x, mean=MEAN, std=STD))(frames())
+    )
+    assert "rsqrt" not in str(jax.make_jaxpr(program)(frames()))
+
+
+def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
+    model, variables = network("eacnet_dabnet")
+    program = infer.program(
+        model, variables, mean=MEAN, std=STD, dtype=jnp.bfloat16, output="logits"
+    )
+    assert "bf16" in str(jax.make_jaxpr(program)(frames()))
+    logits = np.asarray(jax.jit(program)(frames()))
+    wanted = unfrozen(model, variables, frames())
+    assert logits.dtype == np.float32
+    assert np.abs(logits - wanted).max() < 0.1 * np.abs(wanted).max()
+
+
+def test_parameters_of_training_alone_are_left_behind():
+    """ERFNet's unused encoder head may hold anything."""
+    model, variables = network("erfnet")
+    broken = jax.tree_util.tree_map_with_path(
+        lambda path, v: v * np.nan if path[1].key == "classifier" else v, variables
+    )
+    assert np.isnan(broken["params"]["classifier"]["kernel"]).all()
+    frozen = infer.freeze(model, broken, frames().shape[:3], mean=MEAN, std=STD)
+    assert len(np.unique(frozen(frames()))) > 1
+
+
+@pytest.mark.parametrize("bad", [frames()[:, :64], frames().astype(np.float32)])
+def test_other_frames_are_refused_with_one_line(bad):
+    model, variables = network("fast_scnn")
+    frozen = infer.freeze(model, variables, frames().shape[:3], mean=MEAN, std=STD)
+    with pytest.raises(ValueError, match=r"this program takes uint8 \(1, 65, 96, 3\)"):
+        frozen(bad)
+
+
+def test_unknown_output_is_refused():
+    model, variables = network("fast_scnn")
+    with pytest.raises(ValueError, match="unknown output 'mask'; choose classes, logits or scores"):
+        infer.program(model, variables, mean=MEAN, std=STD, output="mask")
+
+
+@pytest.mark.parametrize("output, dtype", [("classes", np.uint8), ("logits", np.float32)])
+def test_frozen_program_compiles_ahead_of_time(output, dtype):
+    model, variables = network("fast_scnn")
+    options = {"mean": MEAN, "std": STD, "output": output}
+    frozen = infer.freeze(model, variables, frames().shape[:3], **options)
+    result = np.asarray(frozen(frames()))
+    wanted = unfrozen(model, variables, frames())
+    assert result.dtype == dtype
+    if output == "classes":
+        assert (result == wanted.argmax(-1)).mean() > 0.9999
+    else:
+        assert np.abs(result - wanted).max() < 1e-5 * np.abs(wanted).max()
+    assert frozen.compile_seconds > 0 and frozen.temporary_bytes > 65 * 96
