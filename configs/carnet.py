@@ -19,6 +19,8 @@ where light-weight RefineNet, whose decoder this is, did the same as far as it i
   * pretrained keeps BatchNorm's running statistics, as six images change them too much, but trains scale and offset;
     published MobileNetV2 weights lack a 1x1 convolution that the paper's FLOPs count;
   * Cityscapes: crops come from frames of 1024x2048, evaluation shows the network 512x1024, the size of Table 1;
+  * ADE20K's images are of many sizes: crops come from the image at its own size (one of more than 1024 pixels
+    shrunk to that), evaluation repeats its last row and column up to a multiple of 32 and scores the image alone;
   * CamVid is not in the paper: NYUDv2's schedule on crops of the whole 360x480;
   * the semantic loss is the mean of a binary cross-entropy, see rtseg_jax/models/carnet.py.
 """
@@ -61,6 +63,9 @@ def schedule(config: ml_collections.ConfigDict, dataset: str) -> None:
         config.input.mode = "resident"
     if dataset == "nyuv2":
         config.input.eval_split = "test"
+    if dataset == "ade20k":
+        config.input.canvas = (1024, 1024)
+        config.eval.multiple = 32
     if dataset == "cityscapes":
         config.eval.size = (512, 1024)
 

@@ -55,10 +55,17 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
     config.input.dataset = dataset
     config.input.root = f"data/{dataset}"
     config.input.mode = "streaming"  # or "resident": decoded once, kept on the device
+    config.input.cache = ""  # a folder: the files are decoded once, into it; "" = none
     config.input.train_split = "train"
     config.input.eval_split = "val"
+    config.input.annotation = ""  # where a data set has several, see data.load
+    config.input.classes = ""  # of "folder": its classes file, if not classes.txt or .json
+    config.input.label_map = ()  # of "folder": ((raw value, class or 255 to ignore), ...)
+    config.input.ignore = 255  # of "folder": the raw value that does not count
     config.input.size = config_dict.placeholder(tuple)  # (h, w) instead of the files' own
     config.input.patches = config_dict.placeholder(tuple)  # (rows, columns, h, w): train on these
+    # (h, w): train on images of any size, larger ones shrunk to it
+    config.input.canvas = config_dict.placeholder(tuple)
     config.input.num_train = config_dict.placeholder(int)  # None = all that there are
     config.input.num_eval = config_dict.placeholder(int)
 
@@ -107,7 +114,8 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
         }
     )
     config.eval = ml_collections.ConfigDict(
-        {"every_epochs": 1, "every_steps": 0, "batch_size": 1, "overlays": 4}
+        # multiple: pads images, whatever their size, to sides of so many pixels; 0 = all are of one size.
+        {"every_epochs": 1, "every_steps": 0, "batch_size": 1, "overlays": 4, "multiple": 0}
     )
     config.eval.size = config_dict.placeholder(
         tuple
@@ -120,6 +128,7 @@ def streets(config: ml_collections.ConfigDict) -> None:
     config.input.mode = "resident"
     config.input.size = (128, 256)
     config.input.patches = None
+    config.input.canvas = None
     config.input.num_train = 240
     config.input.num_eval = 40
     config.num_steps = 200
@@ -137,7 +146,7 @@ def streets(config: ml_collections.ConfigDict) -> None:
     config.optim.lr = 4e-3
     config.optim.schedule.update({"kind": "poly", "per": "step", "warmup_steps": 30})
     config.optim.method.update({"name": "adam", "weight_decay": 1e-4})
-    config.eval.update({"every_steps": 100, "batch_size": 8, "size": None})
+    config.eval.update({"every_steps": 100, "batch_size": 8, "size": None, "multiple": 0})
 
 
 def smoke(config: ml_collections.ConfigDict) -> None:

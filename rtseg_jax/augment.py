@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
 IGNORE = 255
+OUTSIDE = 253  # labels what lies beyond a frame that is smaller than its array
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow and torchvision
 
 
@@ -30,9 +31,14 @@ def crop_coordinates(
     return (start + jnp.arange(count, dtype=jnp.float32) + 0.5) / scale - 0.5
 
 
-def _lerp_axis(x: Array, at: Float[Array, " n"], axis: int) -> Array:
-    """Linear interpolation of `x` at the positions `at` of an axis, clamped to its edges."""
-    last = x.shape[axis] - 1
+def frame_extent(label: Int[Array, "h w"] | UInt8[Array, "h w"]) -> Int[Array, "2"]:
+    """(height, width) of the frame in the top left corner of its array, beyond which the label is `OUTSIDE`."""
+    return jnp.stack([jnp.sum(label[:, 0] != OUTSIDE), jnp.sum(label[0] != OUTSIDE)])
+
+
+def _lerp_axis(x: Array, at: Float[Array, " n"], axis: int, extent: Int[Array, ""]) -> Array:
+    """Linear interpolation of `x` at the positions `at` of an axis, clamped to its first `extent` values."""
+    last = extent - 1
     at = jnp.clip(at, 0.0, last)
     low = at.astype(jnp.int32)
     fraction = (at - low).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
@@ -49,27 +55,28 @@ def scale_and_crop(
     offset: Float[Array, "2"],
     flip: Array,
     crop: tuple[int, int],
-    size: tuple[int, int],
+    size: tuple[int, int] | None = None,
 ) -> tuple[Float[Array, "ch cw 3"], Int[Array, "ch cw"], Array]:
     """One affine crop out of the image resized to `scale` times `size`.
 
     Args:
         image: RGB, [0, 255].
-        label: Train ids, 255 = ignore.
-        scale: The image is resized to round(scale * size).
+        label: Train ids, 255 = ignore; `OUTSIDE` where the frame is smaller than the array.
+        scale: The frame is resized to round(scale * size).
         offset: In [0, 1): where the crop lies between the first and the last possible place, (y, x).
         flip: Whether to mirror left and right.
         crop: (height, width) in pixels. Where the enlarged image is smaller, the rest lies at the bottom and right
             (left, when mirrored).
-        size: (height, width) that scale 1 stands for, in pixels.
+        size: (height, width) that scale 1 stands for, in pixels; None for the frame's own.
 
     Returns:
         The image, float32 in [0, 255]; the label, 255 outside; and which pixels are inside, [ch, cw] bool.
     """
     coordinates, inside = [], []
+    extents = frame_extent(label)
     for axis, count in enumerate(crop):
-        extent = image.shape[axis]
-        enlarged = jnp.maximum(jnp.round(scale * size[axis]), 1.0)
+        extent = extents[axis]
+        enlarged = jnp.maximum(jnp.round(scale * (extents if size is None else size)[axis]), 1.0)
         room = jnp.maximum(enlarged - count, 0.0)
         start = jnp.minimum(jnp.floor(offset[axis] * (room + 1)), room)
         coordinates.append(crop_coordinates(start, count, enlarged / extent))
@@ -78,9 +85,9 @@ def scale_and_crop(
     x = jnp.where(flip, x[::-1], x)
     inside = jnp.where(flip, inside[:, ::-1], inside)
 
-    cropped = _lerp_axis(_lerp_axis(image, y, 0), x, 1)
-    row = jnp.clip(jnp.floor(y + 0.5).astype(jnp.int32), 0, label.shape[0] - 1)
-    column = jnp.clip(jnp.floor(x + 0.5).astype(jnp.int32), 0, label.shape[1] - 1)
+    cropped = _lerp_axis(_lerp_axis(image, y, 0, extents[0]), x, 1, extents[1])
+    row = jnp.clip(jnp.floor(y + 0.5).astype(jnp.int32), 0, extents[0] - 1)
+    column = jnp.clip(jnp.floor(x + 0.5).astype(jnp.int32), 0, extents[1] - 1)
     ids = jnp.take(jnp.take(label, row, axis=0, mode="clip"), column, axis=1, mode="clip")
     return cropped, jnp.where(inside, ids.astype(jnp.int32), IGNORE), inside
 
@@ -126,7 +133,7 @@ def augment(
 
     Args:
         images: RGB frames, [0, 255].
-        labels: Train ids, 255 = ignore.
+        labels: Train ids, 255 = ignore; `OUTSIDE` beyond frames that are smaller than the array.
         indices: The examples' places in the data set.
         step: The step of training.
         seed: Of the run.
@@ -158,7 +165,7 @@ def augment(
             offset=jax.random.uniform(keys[1], (2,)),
             flip=jax.random.uniform(keys[2]) < flip,
             crop=crop,
-            size=squash or images.shape[1:3],
+            size=squash,
         )
         if any(jitter):
             strength = jnp.asarray(jitter, jnp.float32)

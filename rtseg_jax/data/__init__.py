@@ -2,19 +2,24 @@
 
 import os
 
-from rtseg_jax.data import camvid, cityscapes, spec, streets
+from rtseg_jax.data import ade20k, camvid, cityscapes, folder, nyuv2, spec, streets
+from rtseg_jax.data.cache import packed
 
-TABLES = {**spec.TABLES, "streets": spec.TABLES["cityscapes"]}  # of each dataset that load knows
+# Of each dataset that load knows, but `folder`, which brings its own.
+TABLES = {
+    **spec.TABLES,
+    "nyuv2": nyuv2.TABLE,
+    "ade20k": ade20k.TABLE,
+    "streets": spec.TABLES["cityscapes"],
+}
+NAMES = (*TABLES, "folder")
 STREETS_SPLITS = ("train", "val", "test")
 
 
 def _streets(
     split: str, size: tuple[int, int] | None, seed: int, num_examples: int | None
 ) -> spec.Dataset:
-    if split not in STREETS_SPLITS:
-        raise ValueError(
-            f"unknown split {split!r} of streets; choose one of {', '.join(STREETS_SPLITS)}"
-        )
+    spec.check_split("streets", split, STREETS_SPLITS)
     if size is None or num_examples is None or num_examples < 1:
         raise ValueError(
             f"streets draws its images: it needs size=(h, w) and num_examples >= 1, "
@@ -31,47 +36,126 @@ def _streets(
     )
 
 
+def _check_name(name: str) -> None:
+    if name not in NAMES:
+        raise ValueError(f"unknown dataset {name!r}; choose one of {', '.join(NAMES)}")
+
+
+def class_table(
+    name: str, *, root: str | os.PathLike[str] | None = None, classes: str = ""
+) -> spec.ClassTable:
+    """The classes of a dataset, without its images.
+
+    Args:
+        name: As in `load`.
+        root: Where a folder has its classes file.
+        classes: Another classes file of a folder, as in `load`.
+
+    Raises:
+        ValueError: an unknown name.
+        FileNotFoundError: a folder's classes file is not there.
+    """
+    _check_name(name)
+    return folder.class_table(root or "", classes) if name == "folder" else TABLES[name]
+
+
 def load(
     name: str,
     *,
     root: str | os.PathLike[str] | None,
     split: str,
+    annotation: str = "",
+    classes: str = "",
+    label_map: folder.LabelMap = (),
+    ignore: int = spec.IGNORE,
     size: tuple[int, int] | None = None,
     patches: tuple[int, int, int, int] | None = None,
+    canvas: tuple[int, int] | None = None,
+    cache: str = "",
     seed: int = 0,
     num_examples: int | None = None,
 ) -> spec.Dataset:
     """One split of a dataset.
 
     Args:
-        name: cityscapes, camvid or streets.
+        name: cityscapes, camvid, nyuv2, ade20k, streets, or folder for data of your own.
         root: The folder of the data; streets needs none.
-        split: train, val or test; also trainval of those with files.
+        split: train, val, test, trainval: those that the dataset has.
+        annotation: Which labels, or how they are read: cityscapes "fine" or "coarse", camvid "merged" or "strict",
+            nyuv2 "from_0" or "from_1", folder "ids" or "colors"; "" for the first.
+        classes: The classes file of a folder, if it is not ROOT/classes.txt or .json.
+        label_map: Of a folder: (raw value, class or 255), ...; () for labels that hold the classes' numbers.
+        ignore: Of a folder: the raw value of pixels that do not count.
         size: (h, w) in pixels that streets are drawn at, and that others are resized to; None keeps
             the files' own.
         patches: (rows, columns, h, w): a grid of crops of h x w pixels instead of each image.
+        canvas: (h, w) in pixels: images of any size on canvases of one, to train on; see `spec.on_canvas`.
+        cache: Folder for a packed copy, which is read instead of the files; "" for none. See cache.packed.
         seed: Which streets are drawn; the others ignore it.
         num_examples: How many streets; of the others the first so many, None for all.
 
     Raises:
-        ValueError: an unknown name or split, an impossible size or number.
+        ValueError: an unknown name, split or annotation, an impossible size or number.
         FileNotFoundError: the files are not there.
     """
     if size is not None and min(size) < 1:
         raise ValueError(f"size {size} is impossible; expects (h, w) in pixels")
+    if size is not None and canvas is not None:
+        raise ValueError(
+            f"size {size} makes all images one size already; leave out canvas {canvas}"
+        )
+    _check_name(name)
     if name == "streets":
+        spec.choose_annotation(name, annotation, ())
         dataset = _streets(split, size, seed, num_examples)
-        return dataset if patches is None else spec.patches(dataset, *patches)
-    if name not in TABLES:
-        raise ValueError(f"unknown dataset {name!r}; choose one of {', '.join(TABLES)}")
-    if not root:
+    elif not root:
         raise ValueError(
             f"{name} needs the folder of its data, got root={root!r}; "
             "set it, or take a :streets config, which needs no data"
         )
-    dataset = {"cityscapes": cityscapes, "camvid": camvid}[name].load(root, split)
-    if num_examples is not None:
-        dataset = spec.first(dataset, num_examples)
-    if size is not None:
-        dataset = spec.resized(dataset, size)
-    return dataset if patches is None else spec.patches(dataset, *patches)
+    else:
+        dataset = _from_files(name, root, split, annotation, classes, label_map, ignore)
+        if num_examples is not None:
+            dataset = spec.first(dataset, num_examples)
+        if size is not None:
+            dataset = spec.resized(dataset, size)
+
+    arguments = {"name": name, "root": str(root), "annotation": annotation, "label_map": label_map}
+    arguments |= {"ignore": ignore, "size": size, "seed": seed, "num_examples": num_examples}
+    if canvas is None:
+        # Packed before the patches, which overlap.
+        if cache:
+            dataset = packed(dataset, cache, files=dataset.files, arguments=arguments)
+        return dataset if patches is None else spec.patches(dataset, *patches)
+    # Images of many sizes can be packed on their canvas alone.
+    if patches is not None:
+        dataset = spec.patches(dataset, *patches)
+    dataset = spec.on_canvas(dataset, canvas)
+    if not cache:
+        return dataset
+    arguments |= {"patches": patches, "canvas": canvas}
+    return packed(dataset, cache, files=dataset.files, arguments=arguments)
+
+
+def _from_files(
+    name: str,
+    root: str | os.PathLike[str],
+    split: str,
+    annotation: str,
+    classes: str,
+    label_map: folder.LabelMap,
+    ignore: int,
+) -> spec.Dataset:
+    if name == "folder":
+        return folder.load(
+            root, split, annotation, classes=classes, label_map=label_map, ignore=ignore
+        )
+    if classes or label_map or ignore != spec.IGNORE:
+        raise ValueError(
+            f"classes, label_map and ignore are for dataset 'folder', not for {name}, whose classes are known"
+        )
+    if name == "ade20k":
+        spec.choose_annotation(name, annotation, ())
+        return ade20k.load(root, split)
+    readers = {"cityscapes": cityscapes, "camvid": camvid, "nyuv2": nyuv2}
+    return readers[name].load(root, split, annotation)

@@ -1,4 +1,4 @@
-"""Cityscapes (Cordts et al., 2016): the official class table and the official tree, fine annotations."""
+"""Cityscapes (Cordts et al., 2016): the official class table and the official tree, fine or coarse annotations."""
 
 import os
 import pathlib
@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 from rtseg_jax.data import spec
 
-SPLITS = ("train", "val", "test", "trainval")
+SPLITS = {
+    "fine": ("train", "val", "test", "trainval"),
+    "coarse": ("train", "train_extra", "val", "trainval"),
+}
 
 
 class Class(NamedTuple):
@@ -69,10 +72,18 @@ LABEL_IDS = spec.lookup((row.id % 256, row.train_id % 256) for row in CLASSES)
 LABEL_TRAIN_IDS = spec.lookup((row.train_id % 256, row.train_id % 256) for row in CLASSES)
 
 _IMAGE = "_leftImg8bit.png"
-_LABELS = {"_gtFine_labelIds.png": LABEL_IDS, "_gtFine_labelTrainIds.png": LABEL_TRAIN_IDS}
-_HINTS = {
-    "_gtFine_labelIds.png": "*_labelIds.png hold the official ids",
-    "_gtFine_labelTrainIds.png": "*_labelTrainIds.png hold train ids; are these the official ids?",
+# {ending after _gtFine or _gtCoarse: (map, hint)}. The official ids first: they are the archive's own; train ids may
+# stem from another table.
+_LABELS = {
+    "_labelIds.png": (LABEL_IDS, "*_labelIds.png hold the official ids"),
+    "_labelTrainIds.png": (
+        LABEL_TRAIN_IDS,
+        "*_labelTrainIds.png hold train ids; are these the official ids?",
+    ),
+}
+_ARCHIVES = {
+    "gtFine": ("gtFine_trainvaltest.zip", "leftImg8bit_trainvaltest.zip", "{train,val,test}"),
+    "gtCoarse": ("gtCoarse.zip", "leftImg8bit_trainextra.zip", "{train,train_extra,val}"),
 }
 
 
@@ -85,67 +96,71 @@ def _files(folder: pathlib.Path, ending: str) -> dict[str, pathlib.Path]:
     }
 
 
-def _pairs(root: pathlib.Path, split: str) -> list[tuple[pathlib.Path, pathlib.Path, str]]:
-    """(image, label, ending of the label) sorted by city and frame."""
-    image_root, label_root = root / "leftImg8bit" / split, root / "gtFine" / split
+def _pairs(
+    root: pathlib.Path, kind: str, split: str
+) -> list[tuple[pathlib.Path, pathlib.Path, str]]:
+    """(image, label, ending of the label) sorted by city and frame; `kind` is gtFine or gtCoarse."""
+    image_root, label_root = root / "leftImg8bit" / split, root / kind / split
+    label_archive, image_archive, splits = _ARCHIVES[kind]
     for folder in (image_root, label_root):
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"{folder}: no such folder; Cityscapes is expected as "
-                f"ROOT/leftImg8bit/{{train,val,test}}/CITY/*{_IMAGE} with "
-                "ROOT/gtFine/{train,val,test}/CITY/*_gtFine_labelIds.png or *_labelTrainIds.png; "
+                f"ROOT/leftImg8bit/{splits}/CITY/*{_IMAGE} with "
+                f"ROOT/{kind}/{splits}/CITY/*_{kind}_labelIds.png or *_labelTrainIds.png; "
                 "a :streets config needs no data"
             )
     images = _files(image_root, _IMAGE)
-    labels = {ending: _files(label_root, ending) for ending in _LABELS}
+    labels = {ending: _files(label_root, f"_{kind}{ending}") for ending in _LABELS}
     if not images and not any(labels.values()):
         raise FileNotFoundError(
             f"{image_root}: the split is empty; expects CITY/*{_IMAGE} images in it"
         )
     pairs = []
     for key, image in sorted(images.items()):
-        # labelIds first: they are the archive's own; train ids may stem from another table.
         ending = next((e for e in _LABELS if key in labels[e]), None)
         if ending is None:
-            wanted = label_root / f"{key}_gtFine_labelIds.png"
+            wanted = label_root / f"{key}_{kind}_labelIds.png"
             raise FileNotFoundError(
                 f"{wanted}: the label of {image} is missing, *_labelTrainIds.png too; "
-                "unpack gtFine_trainvaltest.zip again"
+                f"unpack {label_archive} again"
             )
         pairs.append((image, labels[ending][key], ending))
     for found in labels.values():
         for key in sorted(found.keys() - images.keys()):
             raise FileNotFoundError(
                 f"{image_root / key}{_IMAGE}: the image of {found[key]} is missing; "
-                "unpack leftImg8bit_trainvaltest.zip again"
+                f"unpack {image_archive} again"
             )
     return pairs
 
 
-def load(root: str | os.PathLike[str], split: str) -> spec.Dataset:
+def load(root: str | os.PathLike[str], split: str, annotation: str = "") -> spec.Dataset:
     """One split of the official tree: 2975 train, 500 val, 1525 test images of 1024x2048.
 
-    trainval is train, then val. The official test labels are blank: every pixel is ignored.
+    trainval is train, then val. The official test labels are blank: every pixel is ignored. The coarse annotations
+    are of train, val and 19,998 further images, train_extra.
 
     Args:
-        root: The folder with leftImg8bit and gtFine.
-        split: train, val, test or trainval.
+        root: The folder with leftImg8bit and gtFine, or gtCoarse.
+        split: train, val, trainval; also test of the fine and train_extra of the coarse annotations.
+        annotation: "fine", the default, or "coarse".
 
     Raises:
-        ValueError: unknown split.
+        ValueError: unknown split or annotation.
         FileNotFoundError: a folder or one file of a pair is missing, or the split is empty.
     """
-    if split not in SPLITS:
-        raise ValueError(
-            f"unknown split {split!r} of cityscapes; choose one of {', '.join(SPLITS)}"
-        )
+    annotation = spec.choose_annotation("cityscapes", annotation, SPLITS)
+    name = "cityscapes" if annotation == "fine" else "cityscapes, coarse"
+    spec.check_split(name, split, SPLITS[annotation])
     base = pathlib.Path(root).expanduser()
     parts = ("train", "val") if split == "trainval" else (split,)
-    pairs = [pair for part in parts for pair in _pairs(base, part)]
+    kind = f"gt{annotation.capitalize()}"
+    pairs = [pair for part in parts for pair in _pairs(base, kind, part)]
 
     def load_pair(i: int) -> tuple[spec.Image3, spec.Label]:
         image, label, ending = pairs[i]
-        return spec.read_pair(image, label, _LABELS[ending], _HINTS[ending])
+        return spec.read_pair(image, label, *_LABELS[ending])
 
     return spec.Dataset(
         table=spec.TABLES["cityscapes"],
@@ -153,4 +168,5 @@ def load(root: str | os.PathLike[str], split: str) -> spec.Dataset:
         names=tuple(image.name.removesuffix(_IMAGE) for image, _, _ in pairs),
         size=None,
         load=load_pair,
+        files=tuple(path for *pair, _ in pairs for path in pair),
     )

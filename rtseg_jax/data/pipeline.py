@@ -117,14 +117,27 @@ def _where(dataset: Dataset, i: int) -> str:
     return f"{dataset.table.name} {dataset.split} image {dataset.name(i)}"
 
 
-def _check_size(
+def check_size(
     dataset: Dataset, i: int, size: tuple[int, int], expected: tuple[int, int], do: str
 ) -> None:
+    """Refuses an example of another size than the first one.
+
+    Args:
+        dataset: Whose example it is.
+        i: Its index.
+        size: (h, w) in pixels that it has.
+        expected: (h, w) in pixels that it should have.
+        do: What else than resizing helps, for the error message.
+
+    Raises:
+        DataError: the sizes differ.
+    """
     if size != expected:
         raise DataError(
             f"{_where(dataset, i)} is {size[0]}x{size[1]} pixels (h x w), "
             f"the first one {expected[0]}x{expected[1]}; {do}, "
-            "or set input.size=(h, w), which all are then resized to"
+            "or set input.size=(h, w), which all are then resized to, or input.canvas=(h, w) and "
+            "eval.multiple=32, which keep their sizes"
         )
 
 
@@ -185,7 +198,7 @@ class Resident:
                         f"{_where(dataset, 0)} has {image.size} values, more than fit "
                         f"{parts} times into an array of {chunk_elements}; use input.mode=streaming"
                     )
-            _check_size(dataset, i, label.shape, size, "use input.mode=streaming with batch_size=1")
+            check_size(dataset, i, label.shape, size, "use input.mode=streaming with batch_size=1")
             if i == start:
                 # Fresh memory for each chunk: a CPU device keeps what it is given instead of copying.
                 count = -(-min(rows, n - start) // parts) * parts
@@ -307,7 +320,7 @@ class Streaming:
             try:
                 image, label = dataset.load(int(i))
                 if len(first) > 1:
-                    _check_size(dataset, int(i), label.shape, size, "use batch_size=1")
+                    check_size(dataset, int(i), label.shape, size, "use batch_size=1")
             except Exception as error:
                 errors[int(i)] = error
                 image, label = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
@@ -378,6 +391,7 @@ def eval_batches(
     dataset: Dataset,
     batch_size: int,
     *,
+    multiple: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     num_workers: int | None = None,
@@ -385,8 +399,11 @@ def eval_batches(
     """Every example once and in order, decoded ahead of the device, without tensorflow.
 
     Args:
-        dataset: The examples; those of one batch must have one size.
+        dataset: The examples; those of one batch must have one size, unless `multiple` is given.
         batch_size: Global batch size.
+        multiple: If not 0, the examples may have any size: they are padded at the bottom and right to multiples of
+            it in pixels, the image with its own last row and column, the label with 255. Those of one padded size
+            form batches, in the order in which these fill, so that few sizes are compiled.
         process_index: This process; processes take contiguous parts of each global batch.
         process_count: Number of processes; all of them get equally many batches.
         num_workers: Loading threads; None for as many as there are CPU cores.
@@ -397,9 +414,13 @@ def eval_batches(
 
     Raises:
         DataError: a file is not what it should be, or differs in size from its batch (while iterating).
-        ValueError: the processes cannot share the batch evenly.
+        ValueError: the processes cannot share the batch evenly, or there are several with `multiple`.
     """
     part = _local_slice(batch_size, process_index, process_count)
+    if multiple:
+        if process_count > 1:
+            raise ValueError("images of many sizes cannot be shared by processes; evaluate in one")
+        return _eval_batches_by_size(dataset, batch_size, multiple, num_workers)
     return _eval_batches(dataset, batch_size, part, num_workers)
 
 
@@ -425,6 +446,37 @@ def _eval_batches(
             images = np.zeros((len(batch), *size, 3), np.uint8)
             labels = np.full((len(batch), *size), IGNORE, np.uint8)
             for row, (image, label) in enumerate(loaded):
-                _check_size(dataset, int(batch[row]), label.shape, size, "use batch_size=1")
+                check_size(dataset, int(batch[row]), label.shape, size, "use batch_size=1")
                 images[row], labels[row] = image, label
             yield images, labels, mask, np.where(mask, batch, np.int32(-1))
+
+
+def _eval_batches_by_size(
+    dataset: Dataset, batch_size: int, multiple: int, num_workers: int | None
+) -> Iterator[tuple[Images, Labels, Bool[np.ndarray, " b"], Indices]]:
+    waiting: dict[tuple[int, int], list[tuple[int, np.ndarray, np.ndarray]]] = {}
+    examples = _load_in_order(dataset, range(len(dataset)), num_workers)
+    with contextlib.closing(examples):
+        for i, (image, label) in enumerate(examples):
+            size = tuple(-(-side // multiple) * multiple for side in label.shape)
+            room = [(0, new - old) for new, old in zip(size, label.shape, strict=True)]
+            image = np.pad(image, (*room, (0, 0)), mode="edge")
+            label = np.pad(label, room, constant_values=IGNORE)
+            waiting.setdefault(size, []).append((i, image, label))
+            if len(waiting[size]) == batch_size:
+                yield _padded_batch(waiting.pop(size), batch_size)
+        for group in waiting.values():
+            yield _padded_batch(group, batch_size)
+
+
+def _padded_batch(
+    group: list[tuple[int, np.ndarray, np.ndarray]], batch_size: int
+) -> tuple[Images, Labels, Bool[np.ndarray, " b"], Indices]:
+    """A batch of examples of one size, the rest masked."""
+    size = group[0][2].shape
+    images = np.zeros((batch_size, *size, 3), np.uint8)
+    labels = np.full((batch_size, *size), IGNORE, np.uint8)
+    indices = np.full(batch_size, -1, np.int32)
+    for row, (i, image, label) in enumerate(group):
+        images[row], labels[row], indices[row] = image, label, i
+    return images, labels, indices >= 0, indices

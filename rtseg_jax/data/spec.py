@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from jaxtyping import UInt8
@@ -11,9 +11,12 @@ from PIL import Image, UnidentifiedImageError
 
 IGNORE = 255
 INVALID = 254  # in a raw -> train id table: this raw value must not occur
+OUTSIDE = 253  # in a label on a canvas: beyond the frame, see `on_canvas`
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
 
 Image3 = UInt8[np.ndarray, "h w 3"]
 Label = UInt8[np.ndarray, "h w"]
+Color = tuple[int, int, int]  # RGB
 
 
 class DataError(ValueError):
@@ -30,7 +33,7 @@ class ClassTable:
 
     def __post_init__(self) -> None:
         """Refuses a table with a class that has no colour."""
-        assert len(self.class_names) == len(self.palette) < INVALID
+        assert len(self.class_names) == len(self.palette) <= OUTSIDE
 
     @property
     def num_classes(self) -> int:
@@ -94,6 +97,7 @@ class Dataset:
         names: One name per example, unique within the split; predictions are stored under it.
         size: (h, w) of every example in pixels, or None where only loading tells.
         load: index -> (image, label): RGB in [0, 255] and train ids or 255, of one height and width.
+        files: Every file that load reads, of all examples together; what is drawn has none.
     """
 
     table: ClassTable
@@ -101,6 +105,7 @@ class Dataset:
     names: tuple[str, ...]
     size: tuple[int, int] | None
     load: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    files: tuple[pathlib.Path, ...] = ()
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -109,6 +114,12 @@ class Dataset:
     def name(self, i: int) -> str:
         """The name of one example."""
         return self.names[i]
+
+
+def _resize(image: Image3, label: Label, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    image = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+    label = Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST)
+    return np.asarray(image), np.asarray(label)
 
 
 def resized(dataset: Dataset, size: tuple[int, int]) -> Dataset:
@@ -123,13 +134,40 @@ def resized(dataset: Dataset, size: tuple[int, int]) -> Dataset:
 
     def load(i: int) -> tuple[np.ndarray, np.ndarray]:
         image, label = dataset.load(i)
-        if label.shape == size:
-            return image, label
-        image = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
-        label = Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST)
-        return np.asarray(image), np.asarray(label)
+        return (image, label) if label.shape == size else _resize(image, label, size)
 
     return dataclasses.replace(dataset, size=size, load=load)
+
+
+def on_canvas(dataset: Dataset, canvas: tuple[int, int]) -> Dataset:
+    """Examples of any size on canvases of one: in the top left corner, shrunk where they are larger.
+
+    Shrinking keeps the shape, with the filters of `resized`. Beyond the frame the image is black and the label
+    `OUTSIDE`, from which the augmentation tells how far the frame reaches; it never looks beyond.
+
+    Args:
+        dataset: Any dataset.
+        canvas: (h, w) in pixels of every example of the result.
+
+    Raises:
+        ValueError: a canvas without extent.
+    """
+    if min(canvas) < 1:
+        raise ValueError(f"canvas {canvas} is impossible; expects (h, w) in pixels")
+
+    def load(i: int) -> tuple[np.ndarray, np.ndarray]:
+        image, label = dataset.load(i)
+        shrink = min(1.0, *(room / side for room, side in zip(canvas, label.shape, strict=True)))
+        if shrink < 1:
+            size = tuple(max(1, round(shrink * side)) for side in label.shape)
+            image, label = _resize(image, label, size)
+        h, w = label.shape
+        wide_image = np.zeros((*canvas, 3), np.uint8)
+        wide_label = np.full(canvas, OUTSIDE, np.uint8)
+        wide_image[:h, :w], wide_label[:h, :w] = image, label
+        return wide_image, wide_label
+
+    return dataclasses.replace(dataset, size=canvas, load=load)
 
 
 def patches(dataset: Dataset, rows: int, columns: int, height: int, width: int) -> Dataset:
@@ -200,6 +238,125 @@ def format_values(values: Iterable[int]) -> str:
         else:
             runs.append([value, value])
     return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def check_split(dataset: str, split: str, splits: Iterable[str]) -> None:
+    """Refuses a split that the dataset does not have.
+
+    Raises:
+        ValueError: it is none of `splits`; the message lists them.
+    """
+    splits = list(splits)
+    if split not in splits:
+        raise ValueError(f"unknown split {split!r} of {dataset}; choose one of {', '.join(splits)}")
+
+
+def choose_annotation(dataset: str, annotation: str, annotations: Iterable[str]) -> str:
+    """The annotation that is asked for, the first where it is left empty.
+
+    Raises:
+        ValueError: the dataset has no such annotation; the message lists those that it has.
+    """
+    annotations = list(annotations)
+    if annotation and annotation not in annotations:
+        raise ValueError(
+            f"unknown annotation {annotation!r} of {dataset}; "
+            + (
+                f"choose one of {', '.join(annotations)}"
+                if annotations
+                else "it has one; leave it empty"
+            )
+        )
+    return annotation or next(iter(annotations), "")
+
+
+def files(folder: pathlib.Path, *endings: str) -> dict[str, pathlib.Path]:
+    """{path below the folder, without its ending: file} of the files in a folder and those below it.
+
+    Args:
+        folder: Where to look.
+        *endings: What the names end in, small or capital letters.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        ending = next((e for e in endings if name.lower().endswith(e.lower())), None)
+        if ending and not path.name.startswith("."):  # ._* are what macOS leaves in archives
+            found[name[: -len(ending)]] = path
+    return found
+
+
+def pairs(
+    images: Mapping[str, pathlib.Path],
+    labels: Mapping[str, pathlib.Path],
+    *,
+    image_at: Callable[[str], pathlib.Path],
+    label_at: Callable[[str], pathlib.Path],
+    advice: str,
+) -> list[tuple[str, pathlib.Path, pathlib.Path]]:
+    """(name, image, label) by name, where each image has a label and each label an image.
+
+    Args:
+        images: {name: file}.
+        labels: {name: file}.
+        image_at: Where the image of a name is expected, for the error message.
+        label_at: Where the label of a name is expected.
+        advice: What to do about a missing file.
+
+    Raises:
+        FileNotFoundError: a file is alone.
+    """
+    alone = sorted(images.keys() ^ labels.keys())
+    if alone:
+        name = alone[0]
+        wanted, what, has = (
+            (label_at(name), "label", images[name])
+            if name in images
+            else (image_at(name), "image", labels[name])
+        )
+        more = f" ({len(alone) - 1} more files are alone)" if len(alone) > 1 else ""
+        raise FileNotFoundError(f"{wanted}: the {what} of {has} is missing{more}; {advice}")
+    return [(name, images[name], labels[name]) for name in sorted(images)]
+
+
+def read_list(path: pathlib.Path, root: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]:
+    """Reads a list file: an image and its label per line, separated by a tab or spaces, relative to a folder.
+
+    Args:
+        path: The list; empty lines do not count.
+        root: What its paths are relative to.
+
+    Raises:
+        DataError: a line that is not two paths, or no line at all.
+        FileNotFoundError: a file of the list is missing.
+    """
+    found = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        fields = line.split("\t") if "\t" in line else line.split()
+        if len(fields) != 2:
+            raise DataError(f"{path}, line {number}: expects 'image label', got {line.strip()!r}")
+        image, label = (root / field.strip() for field in fields)
+        for wanted, other, what in ((image, label, "image"), (label, image, "label")):
+            if not wanted.is_file():
+                raise FileNotFoundError(
+                    f"{wanted}: the {what} of {other} is missing; {path}, line {number} names it"
+                )
+        found.append((image, label))
+    if not found:
+        raise DataError(f"{path}: the list is empty; expects 'image label' lines")
+    return found
+
+
+def unique_names(paths: Iterable[pathlib.Path]) -> tuple[str, ...]:
+    """A name per file: its stem, or where two files share one, as much of their paths as tells them apart."""
+    paths = list(paths)
+    for depth in range(1, max((len(p.parts) for p in paths), default=1) + 1):
+        names = tuple("/".join(p.with_suffix("").parts[-depth:]) for p in paths)
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _decode(path: pathlib.Path) -> tuple[Image.Image, tuple[int, int] | None]:
@@ -275,18 +432,62 @@ def read_label(path: pathlib.Path, lut: UInt8[np.ndarray, "256"], hint: str = ""
     return label
 
 
+def read_color_label(path: pathlib.Path, colors: Mapping[Color, int], hint: str = "") -> Label:
+    """Reads a PNG whose colours are classes, RGB or palette, and maps it to train ids.
+
+    Args:
+        path: The PNG; an alpha channel is not looked at.
+        colors: RGB -> train id or `IGNORE`.
+        hint: What to do about colours that must not occur, for the error message.
+
+    Raises:
+        DataError: the file is missing, corrupt, no such PNG, or has a colour that is no class.
+    """
+    image, png = _decode(path)
+    if png is None:
+        raise DataError(f"{path}: a {image.format} file; expects a PNG whose colours are classes")
+    if png[0] == 16 or image.mode not in ("RGB", "RGBA", "P"):
+        raise DataError(
+            f"{path}: a label of mode {image.mode} with {png[0]} bits holds no colours of classes; "
+            "expects an 8-bit RGB or palette PNG"
+        )
+    rgb = np.asarray(image.convert("RGB"), np.uint32)
+    packed = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+    known = sorted((r << 16 | g << 8 | b, train_id) for (r, g, b), train_id in colors.items())
+    keys = np.array([key for key, _ in known], np.uint32)
+    train_ids = np.array([train_id for _, train_id in known], np.uint8)
+    place = np.minimum(np.searchsorted(keys, packed), len(keys) - 1)
+    wrong = keys[place] != packed
+    if wrong.any():
+        bad = np.unique(packed[wrong])
+        shown = ", ".join(f"({v >> 16}, {v >> 8 & 255}, {v & 255})" for v in bad[:4].tolist())
+        more = f" and {len(bad) - 4} more" if len(bad) > 4 else ""
+        raise DataError(
+            f"{path}: colours {shown}{more} on {int(wrong.sum())} pixels are no classes"
+            + (f"; {hint}" if hint else "")
+        )
+    return train_ids[place]
+
+
 def read_pair(
     image_path: pathlib.Path,
     label_path: pathlib.Path,
-    lut: UInt8[np.ndarray, "256"],
+    lut: UInt8[np.ndarray, "256"] | Mapping[Color, int],
     hint: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads an image (uint8 [h,w,3]) and its label (uint8 [h,w], train ids or 255).
 
+    Args:
+        image_path: Of the image.
+        label_path: Of the label.
+        lut: Raw value -> train id (see `read_label`), or RGB -> train id (see `read_color_label`).
+        hint: What to do about a label that has other values.
+
     Raises:
-        DataError: as `read_image` and `read_label`, or the two differ in size.
+        DataError: as `read_image` and the label's reader, or the two differ in size.
     """
-    image, label = read_image(image_path), read_label(label_path, lut, hint)
+    read = read_color_label if isinstance(lut, Mapping) else read_label
+    image, label = read_image(image_path), read(label_path, lut, hint)
     if image.shape[:2] != label.shape:
         (h, w), (lh, lw) = image.shape[:2], label.shape
         raise DataError(

@@ -120,6 +120,39 @@ def test_halved(root):
     np.testing.assert_array_equal(label, train_ids_of(0)[1::2, 1::2])
 
 
+def test_coarse(root):
+    """The same frames, and further ones, with annotations of their own."""
+    for split, frames in {**FRAMES, "train_extra": ["bonn/bonn_000000_000019"]}.items():
+        for k, frame in enumerate(frames):
+            image = root / "leftImg8bit" / split / f"{frame}_leftImg8bit.png"
+            label = root / "gtCoarse" / split / f"{frame}_gtCoarse_labelIds.png"
+            for path in (image, label):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((*SIZE, 3), 10 * k, np.uint8)).save(image)
+            Image.fromarray(ids_of(k + 7)).save(label)
+    coarse = data.load("cityscapes", root=root, split="train", annotation="coarse")
+    assert coarse.names == cityscapes.load(root, "train").names
+    for k in range(3):
+        np.testing.assert_array_equal(coarse.load(k)[1], train_ids_of(k + 7))
+        np.testing.assert_array_equal(
+            cityscapes.load(root, "train", "fine").load(k)[1], train_ids_of(k)
+        )
+    assert cityscapes.load(root, "train_extra", "coarse").names == ("bonn_000000_000019",)
+    for split, annotation, name in (
+        ("train_extra", "fine", "cityscapes"),
+        ("test", "coarse", "cityscapes, coarse"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"unknown split '{split}' of {name}; choose one of train"
+        ):
+            cityscapes.load(root, split, annotation)
+    (root / "gtCoarse/train_extra/bonn/bonn_000000_000019_gtCoarse_labelIds.png").unlink()
+    with pytest.raises(
+        FileNotFoundError, match="_gtCoarse_labelIds.png: the label of .* gtCoarse.zip again"
+    ):
+        cityscapes.load(root, "train_extra", "coarse")
+
+
 def test_hidden_files_are_no_images(root):
     folder = root / "leftImg8bit" / "train" / "ulm"
     (folder / "._ulm_000000_000019_leftImg8bit.png").write_bytes(b"finder")

@@ -1,5 +1,7 @@
 """Class tables, colours, and one pair of files read as what it is."""
 
+import pathlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,8 +21,10 @@ def write(path, array, **options):
 
 
 def test_tables():
-    assert list(data.TABLES) == ["cityscapes", "camvid", "streets"]
-    assert [t.num_classes for t in data.TABLES.values()] == [19, 11, 19]
+    counts = {name: table.num_classes for name, table in data.TABLES.items()}
+    assert counts == {"cityscapes": 19, "camvid": 11, "nyuv2": 40, "ade20k": 150, "streets": 19}
+    assert all(data.class_table(name) is table for name, table in data.TABLES.items())
+    assert data.NAMES == (*counts, "folder")
     cityscapes, camvid = spec.TABLES["cityscapes"], spec.TABLES["camvid"]
     assert cityscapes.class_names[13] == "car" and cityscapes.palette[13] == (0, 0, 142)
     assert camvid.class_names[3] == "road" and camvid.palette[3] == (128, 64, 128)
@@ -95,6 +99,51 @@ def test_images_of_other_modes_become_rgb(tmp_path):
     np.testing.assert_array_equal(spec.read_image(tmp_path / "p.png"), palette[LABEL])
 
 
+COLORS = {(10, 20, 30): 0, (10, 20, 31): 1, (255, 0, 0): 255, (0, 0, 0): 2}
+
+
+def test_colours_are_read_exactly(tmp_path):
+    """Whether they stand in the pixels, under an alpha channel or in a palette."""
+    label = RNG.integers(0, 4, (6, 8), dtype=np.uint8)
+    colors = np.array(list(COLORS), np.uint8)
+    expected = np.array(list(COLORS.values()), np.uint8)[label]
+    write(tmp_path / "rgb.png", colors[label])
+    write(tmp_path / "rgba.png", np.dstack([colors[label], np.full(label.shape, 7, np.uint8)]))
+    paletted = Image.fromarray(label).convert("P")
+    paletted.putdata(label.ravel().tolist())
+    paletted.putpalette(colors.ravel().tolist())
+    paletted.save(tmp_path / "p.png")
+    for name in ("rgb.png", "rgba.png", "p.png"):
+        read = spec.read_color_label(tmp_path / name, COLORS)
+        assert read.dtype == np.uint8
+        np.testing.assert_array_equal(read, expected)
+    image, label = spec.read_pair(write(tmp_path / "i.png", IMAGE), tmp_path / "p.png", COLORS)
+    np.testing.assert_array_equal(label, expected)
+
+
+def test_colours_that_are_no_classes(tmp_path):
+    six = np.zeros((1, 6, 3), np.uint8)
+    six[0, :, 2] = range(1, 7)
+    path = write(tmp_path / "l.png", six)
+    with pytest.raises(spec.DataError) as raised:
+        spec.read_color_label(path, COLORS, "look again")
+    assert str(raised.value) == (
+        f"{path}: colours (0, 0, 1), (0, 0, 2), (0, 0, 3), (0, 0, 4) and 2 more on 6 pixels are no classes; "
+        "look again"
+    )
+    Image.fromarray(six).save(tmp_path / "l.jpg")
+    with pytest.raises(
+        spec.DataError, match="a JPEG file; expects a PNG whose colours are classes"
+    ):
+        spec.read_color_label(tmp_path / "l.jpg", COLORS)
+
+
+def test_names_are_as_long_as_needed():
+    paths = [pathlib.Path(p) for p in ("/d/x/a.png", "/d/y/a.png", "/d/y/b.png")]
+    assert spec.unique_names(paths[1:]) == ("a", "b")
+    assert spec.unique_names(paths) == ("x/a", "y/a", "y/b")
+
+
 def dataset_of(image, label):
     return spec.Dataset(spec.TABLES["camvid"], "train", ("a", "b"), None, lambda i: (image, label))
 
@@ -153,7 +202,22 @@ def test_streets_need_no_files():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "city"}, "unknown dataset 'city'; choose one of cityscapes, camvid, streets"),
+        (
+            {"name": "city"},
+            "unknown dataset 'city'; choose one of cityscapes, camvid, nyuv2, ade20k, streets, folder",
+        ),
+        (
+            {"canvas": (8, 0), "size": (8, 8)},
+            "size (8, 8) makes all images one size already; leave",
+        ),
+        (
+            {"canvas": (0, 8), "size": None, "name": "folder", "root": None},
+            "folder needs the folder",
+        ),
+        (
+            {"annotation": "fine"},
+            "unknown annotation 'fine' of streets; it has one; leave it empty",
+        ),
         ({"name": "camvid", "split": "x"}, "unknown split 'x' of camvid; choose one of train, val"),
         (
             {"name": "cityscapes", "split": "x"},
