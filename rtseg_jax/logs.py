@@ -11,15 +11,21 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from rtseg_jax import mesh
+
 
 class Writers:
     """metrics.jsonl and TensorBoard.
 
     Both hold only what a step determines (no times), so that a resumed run writes what an undisturbed one would.
+    Of several processes only the first one writes.
     """
 
     def __init__(self, workdir: pathlib.Path, start: int):
         """Opens both to go on after step `start`: what a killed run logged later is dropped, and logged again."""
+        self._file = self._board = None
+        if not mesh.is_first():
+            return
         path = workdir / "metrics.jsonl"
         if path.exists():
             whole = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
@@ -31,12 +37,12 @@ class Writers:
             self._board = SummaryWriter(str(workdir), purge_step=start + 1)
         except ImportError:
             print("no TensorBoard events: tensorboardX is not installed")
-            self._board = None
 
     def scalars(self, step: int, **values: float) -> None:
         """Logs the figures of a step."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        if self._file:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
         if self._board:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -48,7 +54,8 @@ class Writers:
 
     def close(self) -> None:
         """Flushes both."""
-        self._file.close()
+        if self._file:
+            self._file.close()
         if self._board:
             self._board.close()
 
@@ -59,7 +66,10 @@ class Progress:
     def __init__(self, batch_size: int, start: int, total: int):
         """`start` of `total` steps are done; a step takes `batch_size` images."""
         self._batch_size, self._total, self._shown = batch_size, total, start
-        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=None)
+        disable = None if mesh.is_first() else True  # None: where there is no terminal
+        self._bar = tqdm(
+            total=total, initial=start, unit="step", dynamic_ncols=True, disable=disable
+        )
         self._since, self._waited, self._paused = time.perf_counter(), 0.0, 0.0
 
     def timed(self, batches: Iterable[Any]) -> Iterator[Any]:

@@ -1,6 +1,11 @@
-"""One axis of devices, "data": batches are split over it, everything else is replicated."""
+"""One axis of devices, "data": batches are split over it, everything else is replicated.
+
+The devices may belong to several processes, each with its part of every batch.
+"""
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
@@ -19,6 +24,31 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split(mesh: Mesh) -> NamedSharding:
     """The leading axis is divided among the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes a run's files and speaks for the run."""
+    return jax.process_index() == 0
+
+
+def place(mesh: Mesh, *parts: np.ndarray) -> tuple[jax.Array, ...]:
+    """Batches, split over the mesh, of which this process has `parts` (all of them, where it is alone)."""
+    return tuple(jax.make_array_from_process_local_data(split(mesh), part) for part in parts)
+
+
+def own_rows(batch: jax.Array | np.ndarray) -> np.ndarray:
+    """This process's rows of a batch that is split over the mesh."""
+    if isinstance(batch, np.ndarray) or batch.is_fully_addressable:
+        return np.asarray(batch)
+    shards = sorted(batch.addressable_shards, key=lambda shard: shard.index[0].start)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+def in_any_process(flag: bool) -> bool:
+    """Whether `flag` holds in one of the processes at least; all of them must ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

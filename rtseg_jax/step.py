@@ -1,4 +1,4 @@
-"""The training state, one training step and one evaluation step, jitted over a mesh."""
+"""The training state and one training step, jitted over a mesh."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,10 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from rtseg_jax import metrics
-from rtseg_jax.augment import augment, normalize
+from rtseg_jax.augment import augment
 from rtseg_jax.mesh import replicated, split
-from rtseg_jax.nn.resize import resize_bilinear
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -151,41 +149,3 @@ def jit_train_step(mesh: Mesh, gather: Callable | None = None, **options: Any) -
     return jax.jit(
         step, in_shardings=(whole, frames, rows), out_shardings=(whole, whole), donate_argnums=0
     )
-
-
-def predict(
-    model: nn.Module,
-    variables: Mapping[str, Any],
-    images: jax.Array,
-    *,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    size: tuple[int, int] | None = None,
-) -> jax.Array:
-    """Full-size float32 logits [b, h, w, k] of uint8 frames [b, h, w, 3], which the network sees at `size` (h, w)."""
-    image = normalize(images, mean, std)
-    if size is not None:
-        image = resize_bilinear(image, size)
-    outputs = model.apply(variables, image, train=False)
-    return resize_bilinear(outputs["logits"], images.shape[1:3])
-
-
-def jit_eval_step(
-    mesh: Mesh,
-    *,
-    model: nn.Module,
-    num_classes: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    size: tuple[int, int] | None = None,
-) -> Callable:
-    """Compiles (variables, images, labels, mask) -> (confusion [k, k] int32, class map [b, h, w] uint8)."""
-    whole, rows = replicated(mesh), split(mesh)
-
-    def step(variables, images, labels, mask):
-        logits = predict(model, variables, images, mean=mean, std=std, size=size)
-        classes = jnp.argmax(logits, axis=-1).astype(jnp.uint8)
-        counts = metrics.confusion_matrix(labels.astype(jnp.int32), classes, num_classes, mask)
-        return counts, classes
-
-    return jax.jit(step, in_shardings=(whole, rows, rows, rows), out_shardings=(whole, rows))

@@ -17,6 +17,7 @@ from rtseg_jax import (
     convert,
     data,
     evaluate,
+    infer,
     logs,
     mesh,
     metrics,
@@ -35,8 +36,8 @@ class TrainingDiverged(ValueError):
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     """Trains what the config says in `workdir`, or goes on with the run that is there.
 
-    The folder then holds config.json, params.txt, metrics.jsonl, TensorBoard events, checkpoints/ (latest and best
-    mIoU), evaluation.json and overlays/ (the best checkpoint on the evaluation split).
+    The folder then holds config.json, classes.json, params.txt, metrics.jsonl, TensorBoard events, checkpoints/
+    (latest and best mIoU), evaluation.json and overlays/ (the best checkpoint on the evaluation split).
 
     Args:
         config: One of configs/, locked.
@@ -53,7 +54,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     workdir = _make_workdir(workdir)
 
     # Data
-    train_set = data.load(**settings.dataset_arguments(config, config.input.train_split))
+    train_set = data.load(
+        **settings.dataset_arguments(config, config.input.train_split), canvas=config.input.canvas
+    )
     eval_set = data.load(**settings.dataset_arguments(config, config.input.eval_split))
     num_classes = train_set.table.num_classes
     steps_per_epoch = len(train_set) // config.batch_size
@@ -88,7 +91,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     del variables  # the state has its own copy
 
     # Where to begin: this run's latest checkpoint, else another run's weights, else scratch
-    settings.write(config, workdir)
+    if mesh.is_first():
+        settings.write(config, workdir)
+        data.folder.write_classes(train_set.table, workdir / "classes.json")
     cleanup = contextlib.ExitStack()
     manager = cleanup.enter_context(checkpoint.open_manager(workdir))
     if manager.latest_step() is not None:
@@ -127,7 +132,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
             ema_decay=config.ema_decay,
         )
 
-    eval_step = step.jit_eval_step(
+    jitted_eval_step = infer.jit_eval_step(
         devices,
         model=model,
         num_classes=num_classes,
@@ -135,9 +140,20 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
         std=config.augment.std,
         size=config.eval.size,
     )
+
+    def eval_step(variables, *batch):
+        return jitted_eval_step(variables, *mesh.place(devices, *batch))
+
     shown = evaluate.spread(len(eval_set), config.eval.overlays)
     # A small set is decoded once; a streamed one is read again for every evaluation.
-    eval_batches = functools.partial(pipeline.eval_batches, eval_set, eval_batch_size)
+    eval_batches = functools.partial(
+        pipeline.eval_batches,
+        eval_set,
+        eval_batch_size,
+        multiple=config.eval.multiple,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
     if config.input.mode == "resident":
         eval_batches = functools.partial(iter, list(eval_batches()))
 
@@ -153,13 +169,19 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
             state, logged = train_step_for(crop)(state, frames, indices)
             window.append(logged)
             evaluating = done % eval_every == 0 or done == total_steps
-            if evaluating or stop or done % config.log_every == 0:
+            logging = done % config.log_every == 0
+            # Several processes must stop at one step, and ask each other at those that they log.
+            stopping = (logging or jax.process_count() == 1) and mesh.in_any_process(bool(stop))
+            if evaluating or stopping or logging:
                 _check_and_log(window, done, config.log_every, writers, progress)
                 window = []
             if evaluating:
                 with progress.paused():
                     confusion, maps = evaluate.evaluate(
-                        eval_step, state.variables(), eval_batches(), num_classes, shown
+                        functools.partial(eval_step, state.variables()),
+                        eval_batches(),
+                        num_classes,
+                        shown,
                     )
                     result = metrics.scores(confusion)
                     writers.scalars(done, miou=result.miou, pixel_accuracy=result.pixel_accuracy)
@@ -172,22 +194,26 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
                     f"step {done}: {eval_set.split} mIoU {100 * result.miou:.2f},"
                     f" pixel accuracy {100 * result.pixel_accuracy:.2f}"
                 )
-            if saved != done and (stop or done % config.checkpoint_every == 0):
+            if saved != done and (stopping or done % config.checkpoint_every == 0):
                 checkpoint.save(manager, state)
                 saved = done
-            if stop and done < total_steps:
-                progress.say(f"{stop[0]}: saved step {done}; the same command goes on from there")
+            if stopping and done < total_steps:
+                reason = stop[0] if stop else "another process is stopping"
+                progress.say(f"{reason}: saved step {done}; the same command goes on from there")
                 return {"step": done, "miou": None}
 
     # The report, of the best checkpoint
     with checkpoint.open_manager(workdir, read_only=True) as manager:
         best = manager.best_step()
         variables = checkpoint.restore_variables(manager, best, mesh.replicated(devices))
-    confusion, maps = evaluate.evaluate(eval_step, variables, eval_batches(), num_classes, shown)
-    scores = evaluate.write_report(
-        workdir / "evaluation.json", confusion, eval_set, model=config.model.name, step=best
+    confusion, maps = evaluate.evaluate(
+        functools.partial(eval_step, variables), eval_batches(), num_classes, shown
     )
-    evaluate.write_overlays(workdir / "overlays", eval_set, maps)
+    scores = metrics.scores(confusion)
+    if mesh.is_first():
+        facts = {"model": config.model.name, "step": best}
+        evaluate.write_report(workdir / "evaluation.json", confusion, eval_set, **facts)
+        evaluate.write_overlays(workdir / "overlays", eval_set, maps)
     print(f"\nbest checkpoint, step {best}, on {config.input.dataset} {eval_set.split}:")
     print(evaluate.table(scores, eval_set.table.class_names))
     print(f"written: {workdir}/evaluation.json, {workdir}/overlays/")
@@ -272,12 +298,12 @@ def _describe(workdir, config, model, state, train_set, eval_set, total_steps, d
     """Prints what is about to run, and lists the parameters in params.txt."""
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     count = sum(leaf.size for _, leaf in leaves)
-    (workdir / "params.txt").write_text(
-        "".join(
-            f"{jax.tree_util.keystr(path, simple=True, separator='/')} {leaf.shape}\n"
-            for path, leaf in leaves
-        )
+    listing = (
+        f"{jax.tree_util.keystr(path, simple=True, separator='/')} {leaf.shape}\n"
+        for path, leaf in leaves
     )
+    if mesh.is_first():
+        (workdir / "params.txt").write_text("".join(listing))
     kinds = sorted({d.device_kind for d in devices.devices.flat})
     print(
         f"{config.model.name}: {count:,} parameters, {train_set.table.num_classes} classes, {config.dtype},"
@@ -294,8 +320,6 @@ def _input(
     config: ml_collections.ConfigDict, dataset: Any, devices: Any, start: int, total_steps: int
 ) -> tuple[Any, Callable[[], Iterator]]:
     """Returns the resident set (or None) and a function that yields (frames, indices) from step `start` on."""
-    rows = mesh.split(devices)
-    place = functools.partial(jax.make_array_from_process_local_data, rows)
     shard = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     if config.input.mode == "resident":
         resident = pipeline.Resident(dataset, sharding=mesh.replicated(devices))
@@ -305,7 +329,7 @@ def _input(
                 indices = pipeline.batch_indices(
                     config.seed, at, len(dataset), config.batch_size, **shard
                 )
-                yield resident.arrays, place(indices)
+                yield resident.arrays, *mesh.place(devices, indices)
 
         return resident, batches
     if config.input.mode != "streaming":
@@ -323,7 +347,8 @@ def _input(
             **shard,
         )
         for images, labels, indices in stream:
-            yield (place(images), place(labels)), place(indices)
+            images, labels, indices = mesh.place(devices, images, labels, indices)
+            yield (images, labels), indices
 
     return None, streamed
 

@@ -1,0 +1,129 @@
+"""Several processes over loopback: one run, the same as in one process, resumed by any number of them."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RUN = (
+    "--config=fast_scnn:smoke",
+    "--config.batch_size=4",
+    "--config.num_steps=3",
+    "--config.optim.lr=0.001",  # of this order: rounding, which differs with the devices, grows with it
+    "--config.log_every=1",
+    "--config.eval.every_steps=3",
+    "--config.checkpoint_every=2",
+)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start(workdir, processes, devices, *flags):
+    """Starts the program in so many processes of so many virtual devices each."""
+    port = free_port()
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "rtseg_jax.main", f"--workdir={workdir}", *RUN, *flags]
+    joined = [
+        "--distributed",
+        f"--coordinator=127.0.0.1:{port}",
+        f"--num_processes={processes}",
+    ]
+    return [
+        subprocess.Popen(
+            [*command, *joined, f"--process_id={i}"] if processes > 1 else command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=workdir.parent,
+        )
+        for i in range(processes)
+    ]
+
+
+def finish(started):
+    outputs = [p.communicate(timeout=600)[0] for p in started]
+    for process, output in zip(started, outputs, strict=True):
+        assert process.returncode == 0, output
+    return outputs
+
+
+def losses(workdir):
+    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {x["step"]: x["loss"] for x in lines if "loss" in x}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The same run in one process of four devices and in two of two."""
+    folder = tmp_path_factory.mktemp("hosts")
+    alone, together = folder / "alone", folder / "together"
+    finish(start(alone, 1, 4))
+    outputs = finish(start(together, 2, 2))
+    return alone, together, outputs
+
+
+def test_two_processes_train_what_one_trains(runs):
+    alone, together, outputs = runs
+    assert list(losses(together)) == [1, 2, 3]
+    np.testing.assert_allclose(
+        list(losses(together).values()), list(losses(alone).values()), rtol=1e-4
+    )
+    assert "step 3/3" in outputs[0]
+    assert "step 3/3" not in outputs[1]  # one of them speaks
+
+
+def test_every_image_is_evaluated_once(runs):
+    alone, together, _ = runs
+    reports = [json.loads((w / "evaluation.json").read_text()) for w in (alone, together)]
+    confusions = [np.array(r["confusion"]) for r in reports]
+    np.testing.assert_array_equal(
+        confusions[0].sum(1), confusions[1].sum(1)
+    )  # pixels per true class
+    assert np.abs(confusions[0] - confusions[1]).sum() < 0.02 * confusions[0].sum()
+
+
+def test_checkpoint_of_two_processes_is_resumed_by_one(runs):
+    _, together, _ = runs
+    output = finish(start(together, 1, 1, "--config.num_steps=4", "--config.eval.every_steps=4"))[0]
+    assert "at step 3 of 4" in output
+    assert list(losses(together)) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--coordinator=localhost:1234"], "belong together; give all three"),
+        (
+            ["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"],
+            "--process_id=2 of 2 processes; they count from 0",
+        ),
+        ([], "no cluster was recognised"),
+    ],
+)
+def test_who_is_who_is_asked_in_one_line(flags, message, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "OMPI"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "rtseg_jax.main", *RUN, f"--workdir={tmp_path}/run", "--distributed"]
+        + flags,
+        env={**environment, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert message in done.stderr and done.stderr.count("\n") == 1
