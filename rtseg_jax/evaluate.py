@@ -1,40 +1,51 @@
 """From a data set to a report: confusion, IoU table, evaluation.json, overlay pictures; also a program.
 
 python -m rtseg_jax.evaluate --workdir=RUN --split=test
+python -m rtseg_jax.evaluate --workdir=RUN --scales=0.5,1.0,1.5 --flip
+python -m rtseg_jax.evaluate --workdir=RUN --split=test --submission=DIR
+
+With several scales, or the mirrored frame beside the frame itself, a pixel's class is that of the highest mean of the
+softmax probabilities, each upsampled to the frame's size as logits.
 """
 
+import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from rtseg_jax import checkpoint, data, mesh, metrics, models, settings, step
+from rtseg_jax import checkpoint, data, drawing, infer, mesh, metrics, models, settings, submission
 from rtseg_jax.data import pipeline
-from rtseg_jax.data.spec import Dataset
+from rtseg_jax.data.spec import ClassTable, Dataset
+
+Pair = tuple[int, int]
+OWN = "own"  # as a size: each frame's own
 
 
 def evaluate(
     eval_step: Callable,
-    variables: Any,
     batches: Iterable,
     num_classes: int,
     keep: frozenset[int] = frozenset(),
+    visit: Callable[[int, np.ndarray], None] | None = None,
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """Runs the evaluation step over batches and sums the confusion in int64.
 
     Args:
-        eval_step: From jit_eval_step.
-        variables: {"params", "batch_stats"}.
+        eval_step: (images, labels, mask) -> (confusion, class maps).
         batches: Of (images, labels, mask, indices), the last one padded and masked.
         num_classes: k.
         keep: Indices of the examples whose class maps are wanted.
+        visit: Called with the index and the class map of every example.
 
     Returns:
         The [k, k] confusion and {index: class map uint8 [h, w]}.
@@ -42,12 +53,17 @@ def evaluate(
     confusion = np.zeros((num_classes, num_classes), np.int64)
     maps = {}
     for images, labels, mask, indices in batches:
-        counts, classes = eval_step(variables, images, labels, mask)
+        counts, classes = eval_step(images, labels, mask)
         confusion += np.asarray(counts, np.int64)
-        wanted = [(row, int(i)) for row, i in enumerate(indices) if mask[row] and int(i) in keep]
+        real = [(row, int(i)) for row, i in enumerate(indices) if mask[row]]
+        wanted = real if visit else [(row, i) for row, i in real if i in keep]
         if wanted:
-            classes = np.asarray(classes)
-            maps.update({i: classes[row] for row, i in wanted})
+            classes = mesh.own_rows(classes)
+        for row, i in wanted:
+            if i in keep:
+                maps[i] = classes[row]
+            if visit:
+                visit(i, classes[row])
     return confusion, maps
 
 
@@ -102,23 +118,11 @@ def overlay_panel(dataset: Dataset, index: int, classes: np.ndarray) -> np.ndarr
 
     Truth and prediction are laid over the photo; ignored pixels of the truth are black.
     """
-    table = dataset.table
     image, label = dataset.load(index)
-    photo = image.astype(np.float32)
-    panels = [image]
-    for ids in (label, classes):
-        panels.append(np.round(0.35 * photo + 0.65 * table.colorize(ids)).astype(np.uint8))
-    row = np.concatenate(panels, axis=1)
-    occurring = [c for c in range(table.num_classes) if np.any(label == c) or np.any(classes == c)]
-    columns, cell_height = max(1, row.shape[1] // 130), 16
-    legend_rows = -(-len(occurring) // columns)
-    legend = Image.new("RGB", (row.shape[1], legend_rows * cell_height + 4), "white")
-    draw = ImageDraw.Draw(legend)
-    for place, c in enumerate(occurring):
-        x, y = place % columns * 130 + 4, place // columns * cell_height + 3
-        draw.rectangle((x, y, x + 16, y + 11), fill=table.palette[c], outline="black")
-        draw.text((x + 22, y), table.class_names[c], fill="black")
-    return np.concatenate([row, np.asarray(legend)], axis=0)
+    classes = classes[: label.shape[0], : label.shape[1]]  # it was padded if sizes vary
+    laid = [drawing.overlay(image, ids, dataset.table) for ids in (label, classes)]
+    shown = drawing.occurring(dataset.table, label, classes)
+    return drawing.with_legend(np.concatenate([image, *laid], axis=1), dataset.table, shown)
 
 
 def spread(n: int, count: int) -> frozenset[int]:
@@ -164,10 +168,108 @@ def load_run(workdir: pathlib.Path, which: str = "best") -> tuple[ConfigDict, An
         variables = checkpoint.restore_variables(manager, at, sharding)
     model = models.create(
         config.model.name,
-        num_classes=data.TABLES[config.input.dataset].num_classes,
+        num_classes=class_table(workdir, config).num_classes,
         **settings.model_options(config),
     )
     return config, model, variables, at
+
+
+def class_table(workdir: pathlib.Path, config: ConfigDict) -> ClassTable:
+    """The classes of a run: its own list, or that of its data set for a run of before there was one."""
+    path = workdir / "classes.json"
+    if path.is_file():
+        return data.folder.read_classes(path)
+    return data.class_table(config.input.dataset)
+
+
+def parse_size(text: str) -> Pair | str:
+    """Reads "512x1024" or "512,1024", (h, w) in pixels, or "own" for each frame's own size.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if text == OWN:
+        return OWN
+    found = re.fullmatch(r"([1-9]\d*)[x,]([1-9]\d*)", text)
+    if not found:
+        raise ValueError(f"size '{text}' is not HEIGHTxWIDTH in pixels, as 512x1024, nor '{OWN}'")
+    return int(found[1]), int(found[2])
+
+
+def parse_scales(texts: Sequence[str]) -> tuple[float, ...]:
+    """Reads factors such as ["0.5", "1.0"].
+
+    Raises:
+        ValueError: none, one that is no number above 0, or one twice.
+    """
+    try:
+        scales = tuple(map(float, texts))
+    except ValueError:
+        scales = ()
+    if not scales or not all(0 < s < float("inf") for s in scales) or len({*scales}) < len(scales):
+        raise ValueError(
+            f"scales '{','.join(texts)}' are not different numbers above 0, as 0.5,1.0,1.5"
+        )
+    return scales
+
+
+def classifier(
+    model: Any,
+    variables: Any,
+    *,
+    seen: Callable[[Pair], Pair | None],
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    programs: int | None = None,
+    **options: Any,
+) -> Callable[[np.ndarray], jax.Array]:
+    """A function from uint8 frames [b, h, w, 3] to uint8 class maps [b, h, w] by frozen networks.
+
+    Args:
+        model: Of models.create.
+        variables: {"params", "batch_stats"}.
+        seen: (h, w) of frames -> (h, w) that the network sees at scale 1, or None for the frames' own.
+        scales: Factors of that size; probabilities are averaged over them.
+        flip: Averages over the mirrored frames too.
+        programs: How many compiled programs are kept, the latest used; None for all. There is one for each shape of
+            frames and each scale.
+        **options: mean, std and dtype of infer.program().
+    """
+    single = scales == (1.0,) and not flip
+    output = "classes" if single else "logits"
+
+    @functools.lru_cache(maxsize=programs)
+    def frozen(shape: tuple[int, int, int], scale: float) -> infer.Frozen:
+        size = seen(shape[1:])
+        if scale != 1.0:
+            size = tuple(max(1, round(scale * side)) for side in size or shape[1:])
+        return infer.freeze(model, variables, shape, size=size, output=output, **options)
+
+    @jax.jit
+    def add(total, logits):
+        return total + jax.nn.softmax(logits)
+
+    @jax.jit
+    def add_mirrored(total, logits):
+        return total + jax.nn.softmax(logits[:, :, ::-1])
+
+    @jax.jit
+    def most_probable(total):
+        return jnp.argmax(total, axis=-1).astype(jnp.uint8)
+
+    def classify(frames):
+        shape = frames.shape[:3]
+        if single:
+            return frozen(shape, 1.0)(frames)
+        total = np.float32(0)
+        for scale in scales:
+            total = add(total, frozen(shape, scale)(frames))
+            if flip:
+                mirrored = np.ascontiguousarray(frames[:, :, ::-1])
+                total = add_mirrored(total, frozen(shape, scale)(mirrored))
+        return most_probable(total)
+
+    return classify
 
 
 def evaluate_run(
@@ -179,33 +281,145 @@ def evaluate_run(
     batch_size: int,
     overlays: int,
     root: str | None = None,
+    size: Pair | str | None = None,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    submit: pathlib.Path | None = None,
+    official: bool = False,
 ) -> metrics.Scores:
-    """Evaluates a checkpoint of a run and writes evaluation.json and overlays to `output`; config.input.size resizes."""
+    """Evaluates a checkpoint of a run and writes evaluation.json and overlays.
+
+    Args:
+        workdir: Of the run.
+        split: Of its data set.
+        which: Checkpoint, as of load_run().
+        output: Folder for evaluation.json and overlays/.
+        batch_size: Frames per call.
+        overlays: How many pictures.
+        root: The data set's folder, if it has moved.
+        size: (h, w) that the network sees, "own" for the frames' own, None as the config says: config.input.size
+            resizes the files, config.eval.size what the network sees of them.
+        scales: Of classifier().
+        flip: Of classifier().
+        submit: Folder for the label ids of Cityscapes, at the files' own size, whatever size the network sees; it is
+            checked and packed into an archive beside it.
+        official: Evaluates them with cityscapesscripts too; they are in output/submission unless `submit` says.
+
+    Raises:
+        ValueError: a submission of another data set, or that does not pass the server's rules.
+    """
     config, model, variables, at = load_run(workdir, which)
     if root is not None:
         config.input.root = root
-    dataset = data.load(**settings.dataset_arguments(config, split))
-    devices = mesh.make_mesh(jax.local_devices()[:1])
-    eval_step = step.jit_eval_step(
-        devices,
-        model=model,
-        num_classes=dataset.table.num_classes,
+    if official and submit is None:
+        submit = output / "submission"
+    arguments = settings.dataset_arguments(config, split)
+    seen = config.eval.size if size is None else size
+    if submit is not None:
+        _check_submission(config, arguments, submit)
+        seen = seen or arguments["size"]
+        arguments.update(size=None, patches=None, num_examples=None)
+    seen = None if seen == OWN else seen
+    dataset = data.load(**arguments)
+    if official:
+        submission.check_truths(pathlib.Path(config.input.root), split, dataset.names)
+    classify = classifier(
+        model,
+        variables,
+        seen=lambda frame: seen,
+        scales=scales,
+        flip=flip,
         mean=config.augment.mean,
         std=config.augment.std,
-        size=config.eval.size,
     )
-    batches = pipeline.eval_batches(dataset, batch_size)
+    batches = pipeline.eval_batches(dataset, batch_size, multiple=config.eval.get("multiple", 0))
+    visit = None
+    if submit is not None:
+        submit.mkdir(parents=True, exist_ok=True)
+
+        def visit(index, classes):
+            submission.write(submit, dataset.names[index], classes)
+
     confusion, maps = evaluate(
-        eval_step, variables, batches, dataset.table.num_classes, spread(len(dataset), overlays)
+        _counting(classify, dataset.table.num_classes),
+        batches,
+        dataset.table.num_classes,
+        spread(len(dataset), overlays),
+        visit,
     )
     output.mkdir(parents=True, exist_ok=True)
-    facts = {"model": config.model.name, "step": at, "workdir": str(workdir)}
+    facts = {
+        "model": config.model.name,
+        "step": at,
+        "workdir": str(workdir),
+        "size": seen or dataset.size,
+        "scales": scales,
+        "flip": flip,
+    }
+    print(f"{config.model.name}, step {at}, {dataset.table.name} {split}, {len(dataset)} images")
+    if submit is not None:
+        _pack_submission(submit, dataset.names)
+    if official:
+        facts["official"] = _official(submit, pathlib.Path(config.input.root), dataset)
     result = write_report(output / "evaluation.json", confusion, dataset, **facts)
     write_overlays(output / "overlays", dataset, maps)
-    print(f"{config.model.name}, step {at}, {dataset.table.name} {split}, {len(dataset)} images")
-    print(table(result, dataset.table.class_names))
+    if confusion.any():
+        print(table(result, dataset.table.class_names))
+    else:
+        print("no pixel of this split is labelled: there are no scores")
     print(f"written: {output / 'evaluation.json'}, {output / 'overlays'}")
     return result
+
+
+def _counting(classify: Callable, num_classes: int) -> Callable:
+    """The step of evaluate() of a function from frames to class maps."""
+    count = jax.jit(metrics.confusion_matrix, static_argnums=2)
+
+    def eval_step(images, labels, mask):
+        classes = classify(images)
+        return count(labels.astype(np.int32), classes, num_classes, mask), classes
+
+    return eval_step
+
+
+def _check_submission(config: ConfigDict, arguments: dict[str, Any], folder: pathlib.Path) -> None:
+    if config.input.dataset != "cityscapes" or arguments.get("annotation") == "coarse":
+        raise ValueError(
+            f"a submission is of cityscapes with its fine annotations; this run is of "
+            f"{' '.join(filter(None, (config.input.dataset, arguments.get('annotation'))))}"
+        )
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; give a new folder for the submission")
+
+
+def _pack_submission(folder: pathlib.Path, names: Sequence[str]) -> None:
+    problems = submission.check(folder, names)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ValueError(f"the submission breaks the server's rules: {problems[0]}{more}")
+    print(f"{len(names)} label maps pass the server's rules: {submission.pack(folder)}")
+
+
+def _official(folder: pathlib.Path, root: pathlib.Path, dataset: Dataset) -> dict[str, Any]:
+    """The official figures for evaluation.json, also printed."""
+    result = submission.evaluate(folder, root, dataset.split, dataset.names)
+    names = dataset.table.class_names
+    figures = {
+        "miou": _or_null(result["averageScoreClasses"]),
+        "iiou": _or_null(result["averageScoreInstClasses"]),
+        "category_iou": _or_null(result["averageScoreCategories"]),
+        "category_iiou": _or_null(result["averageScoreInstCategories"]),
+        "iou_by_class": {n: _or_null(result["classScores"][n]) for n in names},
+        "iiou_by_class": {n: _or_null(result["classInstScores"][n]) for n in names},
+    }
+    shown = ("miou", "iiou", "category_iou", "category_iiou")
+    shares = (np.nan if figures[k] is None else figures[k] for k in shown)
+    print(
+        "cityscapesscripts: mIoU{}, iIoU{}, category IoU{}, category iIoU{}".format(
+            *map(_percent, shares)
+        )
+    )
+    return figures
 
 
 def main(argv: list[str]) -> None:
@@ -215,6 +429,7 @@ def main(argv: list[str]) -> None:
     workdir = pathlib.Path(os.path.abspath(_FLAGS["workdir"].value))
     split = _FLAGS["split"].value
     output = _FLAGS["output"].value or str(workdir / f"evaluation_{split}")
+    size, submit = _FLAGS["size"].value, _FLAGS["submission"].value
     evaluate_run(
         workdir,
         split=split,
@@ -223,6 +438,11 @@ def main(argv: list[str]) -> None:
         batch_size=_FLAGS["batch_size"].value,
         overlays=_FLAGS["overlays"].value,
         root=_FLAGS["root"].value,
+        size=parse_size(size) if size else None,
+        scales=parse_scales(_FLAGS["scales"].value),
+        flip=_FLAGS["flip"].value,
+        submit=pathlib.Path(os.path.abspath(submit)) if submit else None,
+        official=_FLAGS["official"].value,
     )
 
 
@@ -237,6 +457,19 @@ def _define_flags() -> dict[str, flags.FlagHolder]:
         "root": flags.DEFINE_string("root", None, "The data set's folder, if it has moved."),
         "batch_size": flags.DEFINE_integer("batch_size", 1, "Frames per call.", lower_bound=1),
         "overlays": flags.DEFINE_integer("overlays", 8, "How many pictures.", lower_bound=0),
+        "size": flags.DEFINE_string(
+            "size",
+            None,
+            f"HEIGHTxWIDTH that the network sees, or '{OWN}'; the config's if not given.",
+        ),
+        "scales": flags.DEFINE_list("scales", ["1.0"], "Factors of that size to average over."),
+        "flip": flags.DEFINE_bool("flip", False, "Average over the mirrored frame too."),
+        "submission": flags.DEFINE_string(
+            "submission", None, "New folder for Cityscapes' label ids; DIR.zip is for the server."
+        ),
+        "official": flags.DEFINE_bool(
+            "official", False, "Evaluate with cityscapesscripts too (iIoU); extra [cityscapes]."
+        ),
     }
 
 

@@ -1,0 +1,61 @@
+"""Class maps as pictures: laid over the photo, above a legend of the classes that are shown."""
+
+import functools
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from rtseg_jax.data.spec import ClassTable, Image3, Label
+
+OPACITY = 0.65  # of the colours over a photo
+_LINE, _COLUMN = 16, 130  # of the legend, in pixels; a column is at least so wide
+_READABLE = 960  # a picture of a multiple of this width has a legend so many times as large
+
+
+def overlay(photo: Image3, classes: Label, table: ClassTable) -> Image3:
+    """The classes' colours laid over a photo; ignored pixels are darkened."""
+    colors = Image.fromarray(table.colorize(classes))
+    return np.asarray(Image.blend(Image.fromarray(photo), colors, OPACITY))
+
+
+@functools.lru_cache(maxsize=64)  # the frames of a video have one
+def legend(table: ClassTable, shown: tuple[int, ...], width: int) -> Image3:
+    """A strip of coloured squares with the names of classes, in as many lines as they need.
+
+    Args:
+        table: Of the classes.
+        shown: Their train ids.
+        width: Of the strip in pixels; it is wider where not even one name fits.
+    """
+    unit = max(1, width // _READABLE)
+    font = ImageFont.load_default(10 * unit)
+    names = [table.class_names[c] for c in shown]
+    column = max([_COLUMN * unit, *(30 * unit + int(font.getlength(name)) for name in names)])
+    columns = max(1, width // column)
+    line = _LINE * unit
+    height = -(-len(names) // columns) * line + 4 * unit
+    strip = Image.new("RGB", (max(width, column), height), "white")
+    draw = ImageDraw.Draw(strip)
+    for place, (c, name) in enumerate(zip(shown, names, strict=True)):
+        x, y = place % columns * column + 4 * unit, place // columns * line + 3 * unit
+        square = (x, y, x + 16 * unit, y + 11 * unit)
+        draw.rectangle(square, fill=table.palette[c], outline="black", width=unit)
+        draw.text((x + 22 * unit, y), name, fill="black", font=font)
+    return np.asarray(strip)
+
+
+def with_legend(
+    picture: Image3, table: ClassTable, shown: tuple[int, ...]
+) -> UInt8[np.ndarray, "taller wider 3"]:
+    """A picture above the legend of some classes; white fills up what is narrower."""
+    strip = legend(table, shown, picture.shape[1])
+    room = strip.shape[1] - picture.shape[1]
+    picture = np.pad(picture, ((0, 0), (0, room), (0, 0)), constant_values=255)
+    return np.concatenate([picture, strip])
+
+
+def occurring(table: ClassTable, *maps: Label) -> tuple[int, ...]:
+    """The train ids of the classes that occur in any of some class maps."""
+    found = set().union(*(np.unique(classes).tolist() for classes in maps))
+    return tuple(c for c in range(table.num_classes) if c in found)
