@@ -1,0 +1,131 @@
+#!/usr/bin/env bash
+# What one GPU shows in parts of less than nine minutes, on a machine without network, TensorFlow or ml_collections.
+#
+#   launch/gpu_suite.sh tests              the networks, operations and frozen programs, tested on the GPU
+#   launch/gpu_suite.sh ops                every operation in every form; sets of XLA flags on two networks
+#   launch/gpu_suite.sh bench NET...       ours against PyTorch, inference and training; one network fills a part
+#   launch/gpu_suite.sh camvid CONFIG      trains, e.g. eacnet:dabnet,camvid; the set is $CAMVID, see pack_camvid.py
+#
+# Results go to $OUT (./out if unset), the table comes last. What benchmarks/gpu.jsonl has of this code is not measured
+# again: copy $OUT/gpu.jsonl over it between parts. TINY=1 shrinks everything to try the suite on a CPU.
+#
+# camvid needs ml_collections, and writes TensorBoard events if there is tensorboardX. Carry both as wheels:
+#   pip download --no-deps -d launch/wheels ml_collections tensorboardX
+# Wheels in launch/wheels ($WHEELS) are unpacked beside the suite, nothing is installed.
+set -euo pipefail
+case ${1:-} in
+  tests | ops | bench | camvid) ;;
+  *) sed -n '2,15s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
+esac
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+OUT=$(mkdir -p "${OUT:-out}" && cd "${OUT:-out}" && pwd)
+TINY=${TINY:-}
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+wheels=${WHEELS:-launch/wheels}
+if compgen -G "$wheels/*.whl" > /dev/null; then
+  for wheel in "$wheels"/*.whl; do "$PYTHON" -m zipfile -e "$wheel" "$scratch/site"; done
+fi
+export PYTHONPATH="$PWD:$scratch/site${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=3
+
+# limit SECONDS COMMAND...: what is cut short has written what it had
+limit() {
+  local seconds=$1 status=0
+  shift
+  timeout --kill-after=15 "$seconds" "$@" || status=$?
+  if ((status == 124 || status == 137)); then echo "stopped after $seconds s: $*" >&2; fi
+  return "$status"
+}
+
+run_tests() {
+  local chosen=(tests/nn tests/models tests/test_infer.py tests/test_losses.py tests/test_augment.py)
+  if [[ $TINY ]]; then chosen=(tests/nn/test_resize.py tests/nn/test_pool.py); fi
+  # Tolerances are float32's; a newer jax may warn of what it will change.
+  JAX_DEFAULT_MATMUL_PRECISION=highest limit 520 \
+    "$PYTHON" -m pytest -q -o filterwarnings=default -p no:cacheprovider "${chosen[@]}" 2>&1 |
+    tee "$OUT/tests.log"
+}
+
+run_ops() {
+  local shrink=1 seconds=0.05 size=512x1024 rounds=3 first=bfloat16 second=float32 network=eacnet_dabnet status=0
+  local sets=(
+    --xla_gpu_enable_command_buffer=+CONVOLUTION
+    --xla_gpu_experimental_enable_conv_fusion=true
+    "--xla_gpu_enable_command_buffer=+CONVOLUTION --xla_gpu_graph_min_graph_size=1"
+    --xla_gpu_enable_command_buffer=
+    --xla_gpu_force_conv_nchw=true
+  )
+  if [[ $TINY ]]; then
+    shrink=16 seconds=0.001 size=32x64 rounds=1 first=float32 second= network=fast_scnn
+    sets=(--xla_cpu_enable_fast_math=true)
+  fi
+  forms_of "$first" || status=$?
+  # A flag that this jaxlib does not know is a row that says so, and no failure of the suite.
+  limit 220 "$PYTHON" -m rtseg_jax.bench --models=$network --sizes=$size --dtype="$first" --backend=jax \
+    --rounds=$rounds --seconds=0.5 --output="$OUT/flags.jsonl" --flags="$(IFS=';' && echo "${sets[*]}")" || true
+  if [[ $second ]]; then forms_of "$second" || status=$?; fi
+  return "$status"
+}
+
+forms_of() {
+  limit 150 "$PYTHON" benchmarks/gpu_ops.py --output="$OUT/ops.jsonl" --dtype="$1" --shrink=$shrink \
+    --seconds=$seconds | tee "$OUT/ops_$1.md"
+}
+
+run_bench() {
+  local sizes=512x1024,1024x2048 dtypes=bfloat16,float32 rounds=5 seconds=0.5 train=8 size=512x1024 status=0
+  if (($# == 0)); then echo "error: bench takes names of networks, such as eacnet_dabnet" >&2 && return 2; fi
+  if [[ $TINY ]]; then sizes=32x64 dtypes=float32 rounds=1 seconds=0.01 train=2 size=32x64; fi
+  if [[ -f benchmarks/gpu.jsonl && ! -f $OUT/gpu.jsonl ]]; then cp benchmarks/gpu.jsonl "$OUT/"; fi
+  local common=(--resume --rounds=$rounds --seconds=$seconds --output="$OUT/gpu.jsonl" --train_batch_size=$train)
+  local end=$((SECONDS + 525))
+  for network in "$@"; do
+    limit $((end - SECONDS > 5 ? end - SECONDS : 5)) "$PYTHON" -m rtseg_jax.bench --models="$network" --sizes=$sizes \
+      --dtype=$dtypes --backend=jax,torch --mode=throughput,latency,e2e "${common[@]}" > "$scratch/table" || status=$?
+    limit $((end - SECONDS > 5 ? end - SECONDS : 5)) "$PYTHON" -m rtseg_jax.bench --models="$network" --sizes=$size \
+      --dtype=$dtypes --backend=jax,torch --mode=train "${common[@]}" > "$scratch/table" || status=$?
+    if [[ ! $TINY ]]; then  # compiled PyTorch once: it takes long
+      limit $((end - SECONDS > 5 ? end - SECONDS : 5)) "$PYTHON" -m rtseg_jax.bench --models="$network" --sizes=$size \
+        --dtype=bfloat16 --backend=torch --torch_variants=compile "${common[@]}" > "$scratch/table" || status=$?
+    fi
+  done
+  cat "$OUT/gpu.md"
+  return "$status"
+}
+
+run_camvid() {
+  local config=${1:-eacnet:dabnet,camvid} archive=${CAMVID:-launch/camvid.zip} seconds=500 tiny=()
+  if [[ $TINY ]]; then
+    "$PYTHON" - "$scratch/random" <<'PYTHON'
+import pathlib, sys
+import numpy as np
+from PIL import Image
+rng = np.random.default_rng(0)
+for split in ("train", "val", "test"):
+    for kind, shape, top in (("", (48, 96, 3), 256), ("annot", (48, 96), 12)):
+        folder = pathlib.Path(sys.argv[1]) / f"{split}{kind}"
+        folder.mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(rng.integers(0, top, shape, dtype=np.uint8)).save(folder / f"{i}.png")
+PYTHON
+    archive=$scratch/camvid.zip
+    tiny=(--config.num_steps=2 --config.batch_size=2 --config.log_every=1 --config.augment.crop="(32, 64)")
+    "$PYTHON" launch/pack_camvid.py pack "$scratch/random" "$archive"
+  fi
+  "$PYTHON" launch/pack_camvid.py unpack "$archive" "$scratch/camvid"
+  # SIGTERM lets the run save and end with 0.
+  limit $seconds "$PYTHON" -m rtseg_jax.main --config="$config" --config.input.root="$scratch/camvid" \
+    --config.input.mode=resident --workdir="$scratch/run" "${tiny[@]}" | tee "$OUT/camvid.log"
+  if [[ -f $scratch/run/evaluation.json ]]; then
+    cp "$scratch/run"/{config.json,metrics.jsonl,evaluation.json} "$OUT/"
+    "$PYTHON" -m rtseg_jax.convert "$scratch/run" "$OUT/weights.msgpack"
+    "$PYTHON" -m rtseg_jax.evaluate --workdir="$scratch/run" --split=test --overlays=0 \
+      --output="$scratch/test"
+    cp "$scratch/test/evaluation.json" "$OUT/evaluation_test.json"
+  fi
+}
+
+"run_$1" "${@:2}"
