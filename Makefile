@@ -1,5 +1,6 @@
 PYTHON ?= python
 LATEST ?= python3.12
+DEVICE ?= cpu
 
 .PHONY: check lint test smoke bench check-latest
 
@@ -10,15 +11,15 @@ lint:
 	$(PYTHON) -m ruff format --check .
 
 test:
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile
 
 smoke:  ## two minutes of training without any data
 	$(PYTHON) -m rtseg_jax.main --config=configs/eacnet.py:streets --workdir=/tmp/rtseg_smoke
 
-bench:  ## a training step against PyTorch, on this device
-	$(PYTHON) benchmarks/train_step.py --output benchmarks/train_step.jsonl
+bench:  ## every network against PyTorch and onnxruntime, on this device: hours on a CPU; may be interrupted and resumed
+	$(PYTHON) -m rtseg_jax.bench --sizes=512x1024,360x480 --mode=throughput,e2e,train --resume --output=benchmarks/$(DEVICE).jsonl
 
 check-latest:  ## the suite on another interpreter, with the newest jax that it takes
 	$(LATEST) -m venv .venv-latest
 	.venv-latest/bin/pip install -q -e ".[test]"
-	.venv-latest/bin/python -m pytest -q
+	.venv-latest/bin/python -m pytest -q -n 2 --dist loadfile

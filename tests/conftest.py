@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
+import pytest
 
 # Compiled code is shared by the tests of a run, those in child processes included.
 _CACHE = pathlib.Path(__file__).resolve().parent.parent / ".pytest_cache" / "jax"
@@ -24,3 +25,10 @@ try:
     install_import_hook("rtseg_jax", "beartype.beartype")
 except ImportError:  # annotations go unchecked, for instance on a machine without package access
     pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """They come back from the cache on disk; kept, they are gigabytes by the end of the suite."""
+    yield
+    jax.clear_caches()
