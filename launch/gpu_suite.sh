@@ -59,7 +59,7 @@ run_ops() {
     --xla_gpu_force_conv_nchw=true
   )
   if [[ $TINY ]]; then
-    shrink=16 seconds=0.001 size=32x64 rounds=1 first=float32 second= network=fast_scnn
+    shrink=16 seconds=0.001 size=32x64 rounds=1 first=float32 second="" network=fast_scnn
     sets=(--xla_cpu_enable_fast_math=true)
   fi
   forms_of "$first" || status=$?
@@ -71,8 +71,8 @@ run_ops() {
 }
 
 forms_of() {
-  limit 150 "$PYTHON" benchmarks/gpu_ops.py --output="$OUT/ops.jsonl" --dtype="$1" --shrink=$shrink \
-    --seconds=$seconds | tee "$OUT/ops_$1.md"
+  limit 150 "$PYTHON" benchmarks/gpu_ops.py --output="$OUT/ops.jsonl" --dtype="$1" --shrink="$shrink" \
+    --seconds="$seconds" | tee "$OUT/ops_$1.md"
 }
 
 run_bench() {
@@ -80,7 +80,7 @@ run_bench() {
   if (($# == 0)); then echo "error: bench takes names of networks, such as eacnet_dabnet" >&2 && return 2; fi
   if [[ $TINY ]]; then sizes=32x64 dtypes=float32 rounds=1 seconds=0.01 train=2 size=32x64; fi
   if [[ -f benchmarks/gpu.jsonl && ! -f $OUT/gpu.jsonl ]]; then cp benchmarks/gpu.jsonl "$OUT/"; fi
-  local common=(--resume --rounds=$rounds --seconds=$seconds --output="$OUT/gpu.jsonl" --train_batch_size=$train)
+  local common=(--resume "--rounds=$rounds" "--seconds=$seconds" "--output=$OUT/gpu.jsonl" "--train_batch_size=$train")
   local end=$((SECONDS + 525))
   for network in "$@"; do
     limit $((end - SECONDS > 5 ? end - SECONDS : 5)) "$PYTHON" -m rtseg_jax.bench --models="$network" --sizes=$sizes \

@@ -9,8 +9,7 @@ is searched for images and videos with all below it; a number is a camera, until
 
 Frames of any size are taken, and a class map has its frame's size. What the network sees is, in this order: --size;
 the size that the run was evaluated at, where its config names one; the frame itself, shrunk in its shape where it has
-more than --max_pixels, enlarged where a side is below 32 pixels. This resizing is part of the compiled program, as in
-evaluation, so that both give the same classes. A program is made for one size of frames: images are taken in the order
+more than --max_pixels, enlarged where a side is below 32 pixels. This resizing is part of the compiled program. A program is made for one size of frames: images are taken in the order
 of their sizes, each size is compiled once, and how many there are is printed. --multiple=N pads frames to multiples of
 N pixels by their last row and column, so that many similar sizes share few programs; off by default, for it changes
 what the network sees near the border.
@@ -361,7 +360,8 @@ def predict_images(
             if len(sizes) > MANY_SIZES
             else ""
         )
-        print(f"{len(work)} images of {len(sizes)} sizes, each compiled once{hint}")
+        many = "one size" if len(sizes) == 1 else f"{len(sizes)} sizes, each compiled once"
+        print(f"{len(work)} images of {many}{hint}")
 
     def write(
         path: pathlib.Path, target: dict[str, pathlib.Path], frame: Image3, ids: Label

@@ -1,12 +1,20 @@
-"""What travels to a GPU machine: a packed CamVid, and a suite that says what it takes."""
+"""What is started elsewhere: the GPU suite and what travels to it, jobs of several processes."""
 
+import os
 import pathlib
+import re
 import runpy
+import shutil
 import subprocess
+import sysconfig
+import time
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+
+from rtseg_jax import settings
 
 LAUNCH = pathlib.Path(__file__).resolve().parent.parent / "launch"
 PACKING = runpy.run_path(str(LAUNCH / "pack_camvid.py"))
@@ -67,3 +75,157 @@ def test_suite_names_its_parts(part):
     assert result.returncode == 2
     for name in ("tests", "ops", "bench NET...", "camvid CONFIG"):
         assert f"launch/gpu_suite.sh {name}" in result.stderr
+
+
+SCRIPTS = (*LAUNCH.glob("*.sh"), LAUNCH.parent / ".ci" / "run")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_sound(script):
+    linter = shutil.which("shellcheck", path=sysconfig.get_path("scripts"))
+    if linter is None:
+        pytest.skip("shellcheck is not installed; the extra test holds it")
+    result = subprocess.run([linter, str(script)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def stub(folder, name, text):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+def slurm(tmp_path, srun, *arguments):
+    """Runs slurm.sh with a `srun` and a `scontrol` of ours; what they were told."""
+    said = tmp_path / "said"
+    said.write_text("")
+    stub(tmp_path / "bin", "srun", f'echo "srun $*" >> {said}\n{srun}')
+    stub(tmp_path / "bin", "scontrol", f'echo "scontrol $*" >> {said}')
+    result = subprocess.run(
+        ["bash", str(LAUNCH / "slurm.sh"), *arguments],
+        env={
+            **os.environ,
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": "77",
+            "PYTHON": "py",
+        },
+        capture_output=True,
+        text=True,
+    )
+    return result, said.read_text().splitlines()
+
+
+def test_slurm_job_is_queued_again_until_its_run_is_done(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    report = run / "evaluation.json"
+    report.write_text("of an earlier job")
+    os.utime(report, (0, 0))
+    arguments = ("--config=asap:streets", f"--workdir={run}")
+    started = [
+        f"srun --kill-on-bad-exit=1 py -m rtseg_jax.main --distributed {' '.join(arguments)}"
+    ]
+    result, said = slurm(tmp_path, "exit 0", *arguments)
+    assert (result.returncode, said) == (0, [*started, "scontrol requeue 77"])
+    result, said = slurm(tmp_path, f"sleep 0.1; touch {report}", *arguments)
+    assert (result.returncode, said) == (0, started)
+    result, said = slurm(tmp_path, "exit 3", *arguments)
+    assert (result.returncode, said) == (3, started)
+    assert [path.name for path in tmp_path.glob(".*")] == []
+    result, said = slurm(tmp_path, "exit 0", "--config=asap")
+    assert (result.returncode, said) == (2, [])
+    assert "give --workdir=DIR" in result.stderr
+
+
+def multihost(tmp_path, body, *hosts):
+    """Starts multihost.sh with a Python of ours, which notes its arguments in a file of its number first."""
+    note = f'for a in "$@"; do [[ $a == --process_id=* ]] && id=${{a#*=}}; done\necho "$*" > {tmp_path}/said$id'
+    stub(tmp_path / "bin", "python", f"{note}\n{body}")
+    command = ["bash", str(LAUNCH / "multihost.sh"), *hosts]
+    command += ["--", "--config=asap:streets", "--workdir=a b"] if hosts else []
+    environment = {**os.environ, "PYTHON": str(tmp_path / "bin" / "python"), "PORT": "4000"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_multihost_starts_a_process_for_each_host(tmp_path):
+    started = multihost(tmp_path, "exit 0", "localhost", "localhost")
+    started.communicate(timeout=60)
+    assert started.returncode == 0
+    for i in range(2):
+        assert (tmp_path / f"said{i}").read_text() == (
+            "-m rtseg_jax.main --distributed --coordinator=localhost:4000 --num_processes=2"
+            f" --config=asap:streets --workdir=a b --process_id={i}\n"
+        )
+
+
+def test_multihost_reaches_others_by_ssh(tmp_path):
+    stub(tmp_path / "ssh", "ssh", f'echo "$*" > {tmp_path}/ssh.log; bash -c "${{@: -1}}"')
+    environment = os.environ["PATH"]
+    os.environ["PATH"] = f"{tmp_path / 'ssh'}:{environment}"
+    try:
+        started = multihost(tmp_path, "pwd", "far")
+        output, _ = started.communicate(timeout=60)
+    finally:
+        os.environ["PATH"] = environment
+    assert (started.returncode, output.strip()) == (0, str(LAUNCH.parent))
+    assert (tmp_path / "ssh.log").read_text().startswith("-tt -o BatchMode=yes far cd ")
+    assert "--workdir=a b --process_id=0" in (tmp_path / "said0").read_text()
+
+
+def test_multihost_ends_all_where_one_fails(tmp_path):
+    body = (
+        'trap "echo stopped; exit 0" TERM; if ((id)); then exit 5; fi; sleep 60 &> /dev/null & wait'
+    )
+    started = multihost(tmp_path, body, "localhost", "localhost")
+    output, _ = started.communicate(timeout=30)
+    assert (started.returncode, output) == (5, "stopped\n")
+
+
+def test_multihost_hands_on_a_signal(tmp_path):
+    started = multihost(
+        tmp_path,
+        'trap "echo stopped; exit 0" TERM; sleep 60 &> /dev/null & wait',
+        *["localhost"] * 2,
+    )
+    deadline = time.monotonic() + 30
+    while not all((tmp_path / f"said{i}").exists() for i in range(2)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.2)  # from its note to its trap
+    started.terminate()
+    output, _ = started.communicate(timeout=30)
+    assert (started.returncode, output) == (0, "stopped\nstopped\n")
+
+
+def test_multihost_says_what_it_takes(tmp_path):
+    started = multihost(tmp_path, "exit 0")
+    _, problem = started.communicate(timeout=30)
+    assert started.returncode == 2 and "launch/multihost.sh node1 node2 -- --config" in problem
+
+
+def flags_of(text):
+    return set(re.findall(r"--([a-z_]+)=", text))
+
+
+def test_manifests_start_the_program_with_its_flags():
+    main_flags = {"config", "workdir", "coordinator", "num_processes", "process_id"}
+    (job,) = yaml.safe_load_all((LAUNCH / "jobset.yaml").read_text())
+    workers = job["spec"]["replicatedJobs"][0]
+    spec = workers["template"]["spec"]
+    container = spec["template"]["spec"]["containers"][0]
+    arguments = dict(a.removeprefix("--").partition("=")[::2] for a in container["args"])
+    assert arguments.keys() >= main_flags | {"distributed"}
+    assert int(arguments["num_processes"]) == spec["parallelism"] == spec["completions"]
+    # A pod's name and its domain, as JobSet makes them: SET-JOB-0-INDEX.SET
+    name = job["metadata"]["name"]
+    host, port = arguments["coordinator"].split(":")
+    assert host == f"{name}-{workers['name']}-0-0.{name}"
+    assert int(port) == container["ports"][0]["containerPort"]
+    assert settings.load(arguments["config"]).model.name == "asap"
+
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    assert flags_of(task["run"]) == main_flags - {"config"}
+    assert {"DATA", "RUNS", "ARGUMENTS"} == task["envs"].keys()
+    assert settings.load(task["envs"]["ARGUMENTS"].split()[0].partition("=")[2])
