@@ -25,6 +25,9 @@ FLOORS = {
     "data.ade20k": 1,
     "data.folder": 1,
     "data.cache": 1,
+    "data.prepared": 1.1,  # what data.camvid and data.cityscapes say of their labels
+    "data.builders": 6,
+    "data.builders.camvid": 1.1,
     "data": 2,
     "data.pipeline": 3,
     "backbones": 1,
@@ -57,7 +60,9 @@ FLOORS = {
     "convert": 4.5,  # a program, and where training begins from a file
     "summary": 6,
     "check_data": 6,
-    "export_onnx": 4,
+    "charts": 1,
+    "runs": 5,
+    "report": 6,
     "bench": 6,
     "bench_rivals": 9.1,  # a process of bench's; torch_ref in those that measure it
     "torch_ref": 9,  # nobody imports it but programs, lazily
@@ -182,6 +187,7 @@ HEAVY = ("tensorflow", "tensorflow_datasets", "torch")
         "train",
         "evaluate",
         "predict",
+        "report",
         "export",
         "convert",
         "summary",
