@@ -33,7 +33,7 @@ from rtseg_jax import losses
 from rtseg_jax.backbones.fast_scnn import DepthwiseSeparableConv, FastSCNNBackbone
 from rtseg_jax.nn.blocks import ChainedResidualPooling
 from rtseg_jax.nn.conv import Conv, ConvBatchNorm, kaiming_normal_fan_out
-from rtseg_jax.nn.pool import max_pool
+from rtseg_jax.nn.pool import global_max, max_pool
 from rtseg_jax.nn.resize import resize_bilinear
 
 FEATURES = 128
@@ -69,7 +69,7 @@ class ConvolutionalBlockAttention(nn.Module):
 
         def pooled(y, axis):
             mean = jnp.mean(y, axis, keepdims=True, dtype=jnp.float32).astype(y.dtype)
-            return mean, jnp.max(y, axis, keepdims=True)
+            return mean, global_max(y, axis)
 
         x = x.astype(self.dtype)
         hidden = conv(x.shape[-1] // self.reduction, (1, 1), "hidden")

@@ -1,6 +1,9 @@
 """Pooling with PyTorch's padding and rounding."""
 
+import functools
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -112,3 +115,34 @@ def adaptive_avg_pool(x: Float[Array, "b h w c"], size: Pair) -> Float[Array, "b
     rows, columns = matrix(x.shape[1], size[0]), matrix(x.shape[2], size[1])
     y = jnp.einsum("bhwc,Hh->bHwc", x.astype(jnp.float32), rows, precision="highest")
     return jnp.einsum("bhwc,Ww->bhWc", y, columns, precision="highest").astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def global_max(x: Float[Array, "b h w c"], axis: int | Pair) -> Float[Array, "b _ _ _"]:
+    """The maximum over an axis, or over two neighbouring ones, which keep size 1; the gradient goes to the first.
+
+    jnp.max looks for the maximum anew in its backward pass. Where the compiler computes x anew for that, rounded
+    otherwise, nothing is equal to it, and the gradient is 0 / 0. So the place is kept here.
+    """
+    return jnp.max(x, axis, keepdims=True)
+
+
+def _merged(x, axis):
+    """x with the axes as one, and which that is."""
+    first, last = (axis, axis) if isinstance(axis, int) else axis
+    return x.reshape(*x.shape[:first], -1, *x.shape[last + 1 :]), first
+
+
+def _global_max_forward(x, axis):
+    flat, at = _merged(x, axis)
+    return global_max(x, axis), (x, jnp.argmax(flat, at, keepdims=True))
+
+
+def _global_max_backward(axis, saved, gradient):
+    x, place = saved  # of x the shape alone
+    flat, at = _merged(x, axis)
+    chosen = lax.broadcasted_iota(place.dtype, flat.shape, at) == place
+    return (jnp.where(chosen, _merged(gradient, axis)[0], 0).reshape(x.shape),)
+
+
+global_max.defvjp(_global_max_forward, _global_max_backward)

@@ -1,5 +1,9 @@
 """Pooling against torch: rounding of the size, padding, ties."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rtseg_jax.nn.pool import adaptive_avg_pool, avg_pool, max_pool
+from rtseg_jax.nn.pool import adaptive_avg_pool, avg_pool, global_max, max_pool
 
 
 def run(function, x, g):
@@ -113,3 +117,43 @@ def test_pools_keep_bfloat16(pool):
 def test_unknown_impl_is_refused(pool):
     with pytest.raises(ValueError, match="unknown impl 'fast'"):
         pool(jnp.zeros((1, 4, 4, 1)))
+
+
+@pytest.mark.parametrize("axis", [(1, 2), 3])
+def test_global_max(axis):
+    x = np.random.default_rng(0).standard_normal((2, 5, 7, 6)).astype(np.float32)
+    dim = {3: 1, (1, 2): (2, 3)}[axis]  # of NCHW
+    y, g, gradient = torch_run(lambda x: torch.amax(x, dim, keepdim=True), x)
+    ours, ours_gradient = run(lambda x: global_max(x, axis), x, g)
+    np.testing.assert_array_equal(ours, y)
+    np.testing.assert_array_equal(ours_gradient, gradient)
+
+
+def test_global_max_gives_equal_values_one_gradient():
+    _, gradient = run(
+        lambda x: global_max(x, (1, 2)), few_values(1, 4, 5, 3), np.ones((1, 1, 1, 3))
+    )
+    np.testing.assert_array_equal(np.sum(gradient, (1, 2)), 1)
+    assert np.max(gradient) == 1
+
+
+def test_gradient_of_a_maximum_survives_a_value_that_is_computed_anew():
+    """At the compiler's lowest level of optimisation, this network's maxima are rounded otherwise when met again."""
+    code = """
+import jax, jax.numpy as jnp, numpy as np
+from rtseg_jax import models
+model = models.create("affnet", num_classes=5)
+keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 96, 3)), jnp.float32)
+variables = jax.jit(lambda: model.init(keys, x, train=True))()
+def loss(params):
+    outputs, _ = model.apply(
+        {**variables, "params": params}, x, train=True, mutable=["batch_stats"], rngs=keys
+    )
+    return jnp.mean(jnp.square(outputs["logits"]))
+gradient = jax.jit(jax.grad(loss))(variables["params"])
+assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+"""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
