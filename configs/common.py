@@ -35,8 +35,11 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
     config.seed = 1234
     config.dtype = "float32"  # of the computation; "bfloat16" on a GPU or TPU
     config.batch_size = 8  # over all devices together
+    config.accumulate = 1  # goes through the network in so many parts, one after the other
+    config.remat = False  # activations are computed again for the backward pass instead of kept
     config.num_epochs = 1
     config.num_steps = 0  # if not 0, counts instead of num_epochs
+    config.nonfinite = "stop"  # on a loss or gradient that is no number; or "skip" such steps
     config.ema_decay = 0.0  # of averaged weights, which evaluation then uses; 0 = none
     config.log_every = 20  # steps
     config.checkpoint_every = 1000  # steps, besides every evaluation
@@ -53,6 +56,7 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
 
     config.input = ml_collections.ConfigDict()
     config.input.dataset = dataset
+    config.input.source = "files"  # or "tfds": prepared by TensorFlow Datasets, root its data_dir
     config.input.root = f"data/{dataset}"
     config.input.mode = "streaming"  # or "resident": decoded once, kept on the device
     config.input.cache = ""  # a folder: the files are decoded once, into it; "" = none

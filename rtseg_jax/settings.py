@@ -181,7 +181,11 @@ def dataset_arguments(config: ml_collections.ConfigDict, split: str) -> dict[str
         "root": given.root,
         "split": split,
         # A run of before these keys has none of them.
-        **{k: given[k] for k in ("annotation", "classes", "label_map", "ignore") if k in given},
+        **{
+            k: given[k]
+            for k in ("source", "annotation", "classes", "label_map", "ignore")
+            if k in given
+        },
         # Frames that are evaluated at their own sizes cannot be packed.
         "cache": ""
         if split != given.train_split and config.eval.get("multiple", 0)

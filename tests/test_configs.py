@@ -44,6 +44,7 @@ COMBINATIONS = [
         for a in ("vertical", "horizontal", "conventional", "no_attention")
     ),
     *(f"{n}:{d}" for n in ("fast_scnn", "spssnet") for d in ("cityscapes", "camvid", "streets")),
+    *(f"folder:{v}" for v in models.VARIANTS),
     *(f"camvid_short:{v}" for v in models.VARIANTS if "erfnet" in v or "dabnet" in v),
 ]
 

@@ -2,7 +2,7 @@
 
 import os
 
-from rtseg_jax.data import ade20k, camvid, cityscapes, folder, nyuv2, spec, streets
+from rtseg_jax.data import ade20k, camvid, cityscapes, folder, nyuv2, prepared, spec, streets
 from rtseg_jax.data.cache import packed
 
 # Of each dataset that load knows, but `folder`, which brings its own.
@@ -13,6 +13,7 @@ TABLES = {
     "streets": spec.TABLES["cityscapes"],
 }
 NAMES = (*TABLES, "folder")
+SOURCES = ("files", "tfds")
 STREETS_SPLITS = ("train", "val", "test")
 
 
@@ -64,6 +65,7 @@ def load(
     *,
     root: str | os.PathLike[str] | None,
     split: str,
+    source: str = "files",
     annotation: str = "",
     classes: str = "",
     label_map: folder.LabelMap = (),
@@ -79,8 +81,11 @@ def load(
 
     Args:
         name: cityscapes, camvid, nyuv2, ade20k, streets, or folder for data of your own.
-        root: The folder of the data; streets needs none.
+        root: The folder of the data; streets needs none. Of source "tfds", the data_dir; "" for TensorFlow
+            Datasets' default.
         split: train, val, test, trainval: those that the dataset has.
+        source: "files", or "tfds" for cityscapes and camvid as TensorFlow Datasets has prepared them: the same
+            examples, see `prepared.load`.
         annotation: Which labels, or how they are read: cityscapes "fine" or "coarse", camvid "merged" or "strict",
             nyuv2 "from_0" or "from_1", folder "ids" or "colors"; "" for the first.
         classes: The classes file of a folder, if it is not ROOT/classes.txt or .json.
@@ -95,7 +100,7 @@ def load(
         num_examples: How many streets; of the others the first so many, None for all.
 
     Raises:
-        ValueError: an unknown name, split or annotation, an impossible size or number.
+        ValueError: an unknown name, split, source or annotation, an impossible size or number.
         FileNotFoundError: the files are not there.
     """
     if size is not None and min(size) < 1:
@@ -105,16 +110,18 @@ def load(
             f"size {size} makes all images one size already; leave out canvas {canvas}"
         )
     _check_name(name)
-    if name == "streets":
+    if source not in SOURCES:
+        raise ValueError(f"unknown source {source!r}; choose one of {', '.join(SOURCES)}")
+    if name == "streets" and source == "files":
         spec.choose_annotation(name, annotation, ())
         dataset = _streets(split, size, seed, num_examples)
-    elif not root:
+    elif not root and source == "files":
         raise ValueError(
             f"{name} needs the folder of its data, got root={root!r}; "
             "set it, or take a :streets config, which needs no data"
         )
     else:
-        dataset = _from_files(name, root, split, annotation, classes, label_map, ignore)
+        dataset = _from_disk(name, root, split, source, annotation, classes, label_map, ignore)
         if num_examples is not None:
             dataset = spec.first(dataset, num_examples)
         if size is not None:
@@ -137,23 +144,26 @@ def load(
     return packed(dataset, cache, files=dataset.files, arguments=arguments)
 
 
-def _from_files(
+def _from_disk(
     name: str,
-    root: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None,
     split: str,
+    source: str,
     annotation: str,
     classes: str,
     label_map: folder.LabelMap,
     ignore: int,
 ) -> spec.Dataset:
-    if name == "folder":
+    if name == "folder" and source == "files":
         return folder.load(
             root, split, annotation, classes=classes, label_map=label_map, ignore=ignore
         )
-    if classes or label_map or ignore != spec.IGNORE:
+    if name != "folder" and (classes or label_map or ignore != spec.IGNORE):
         raise ValueError(
             f"classes, label_map and ignore are for dataset 'folder', not for {name}, whose classes are known"
         )
+    if source == "tfds":
+        return prepared.load(name, root, split, annotation)
     if name == "ade20k":
         spec.choose_annotation(name, annotation, ())
         return ade20k.load(root, split)

@@ -88,6 +88,22 @@ TABLES = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Encoded:
+    """The bytes of an image file that lie in a larger file, and where, for messages; read like a path."""
+
+    place: str
+    content: bytes
+
+    def __str__(self) -> str:
+        """Where the bytes lie."""
+        return self.place
+
+    def read_bytes(self) -> bytes:
+        """The bytes, as pathlib.Path has it."""
+        return self.content
+
+
+@dataclasses.dataclass(frozen=True)
 class Dataset:
     """One split of a dataset.
 
@@ -359,7 +375,7 @@ def unique_names(paths: Iterable[pathlib.Path]) -> tuple[str, ...]:
     return names
 
 
-def _decode(path: pathlib.Path) -> tuple[Image.Image, tuple[int, int] | None]:
+def _decode(path: pathlib.Path | Encoded) -> tuple[Image.Image, tuple[int, int] | None]:
     """Opens and decodes a file: the image, and (bit depth, colour type) from the header of a PNG."""
     try:
         data = path.read_bytes()
@@ -382,7 +398,7 @@ def _decode(path: pathlib.Path) -> tuple[Image.Image, tuple[int, int] | None]:
     return image, (data[24], data[25]) if image.format == "PNG" else None
 
 
-def read_image(path: pathlib.Path) -> Image3:
+def read_image(path: pathlib.Path | Encoded) -> Image3:
     """Reads an 8-bit image as RGB; grey, palette and RGBA images are converted.
 
     Raises:
@@ -398,7 +414,9 @@ def read_image(path: pathlib.Path) -> Image3:
     return np.asarray(image)
 
 
-def read_label(path: pathlib.Path, lut: UInt8[np.ndarray, "256"], hint: str = "") -> Label:
+def read_label(
+    path: pathlib.Path | Encoded, lut: UInt8[np.ndarray, "256"], hint: str = ""
+) -> Label:
     """Reads an 8-bit grey or palette PNG (its indices, not its colours) and maps it to train ids.
 
     Args:
@@ -432,7 +450,9 @@ def read_label(path: pathlib.Path, lut: UInt8[np.ndarray, "256"], hint: str = ""
     return label
 
 
-def read_color_label(path: pathlib.Path, colors: Mapping[Color, int], hint: str = "") -> Label:
+def read_color_label(
+    path: pathlib.Path | Encoded, colors: Mapping[Color, int], hint: str = ""
+) -> Label:
     """Reads a PNG whose colours are classes, RGB or palette, and maps it to train ids.
 
     Args:
@@ -470,8 +490,8 @@ def read_color_label(path: pathlib.Path, colors: Mapping[Color, int], hint: str 
 
 
 def read_pair(
-    image_path: pathlib.Path,
-    label_path: pathlib.Path,
+    image_path: pathlib.Path | Encoded,
+    label_path: pathlib.Path | Encoded,
     lut: UInt8[np.ndarray, "256"] | Mapping[Color, int],
     hint: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,1 @@
+"""Builders for TensorFlow Datasets; nothing in the package imports them."""
