@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from rtseg_jax.augment import augment
+from rtseg_jax.augment import IGNORE, augment
 from rtseg_jax.mesh import replicated, split
 
 
@@ -23,6 +23,7 @@ class TrainState(flax.struct.PyTreeNode):
         batch_stats: Running means and variances.
         opt_state: Of optax.
         ema: {"params", "batch_stats"} averaged over the steps, or None.
+        skipped: {"steps", "in_a_row"}, how many steps were skipped for not being finite; None: none ever is.
     """
 
     step: Any
@@ -30,6 +31,7 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: Any
     opt_state: Any
     ema: Any
+    skipped: Any = None
 
     def variables(self) -> dict[str, Any]:
         """What evaluation uses: the average where one is kept, else the current values."""
@@ -39,7 +41,11 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def create_state(
-    variables: Mapping[str, Any], tx: optax.GradientTransformation, *, ema: bool
+    variables: Mapping[str, Any],
+    tx: optax.GradientTransformation,
+    *,
+    ema: bool,
+    skip_nonfinite: bool = False,
 ) -> TrainState:
     """A state at step 0. Every leaf is a buffer of its own, since the step donates them."""
     variables = {
@@ -52,13 +58,76 @@ def create_state(
         batch_stats=jax.tree.map(jnp.copy, variables["batch_stats"]),
         opt_state=tx.init(variables["params"]),
         ema=jax.tree.map(jnp.copy, variables) if ema else None,
+        skipped=none_skipped() if skip_nonfinite else None,
     )
+
+
+def none_skipped() -> dict[str, jax.Array]:
+    """TrainState.skipped of a run that has skipped no step so far."""
+    return {"steps": jnp.zeros((), jnp.int32), "in_a_row": jnp.zeros((), jnp.int32)}
 
 
 def _update_ema(ema: Any, now: Any, decay: float, step: jax.Array) -> Any:
     # The rate grows with the steps, or the random start would still weigh in after 1 / (1 - decay) of them.
     decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), ema, now)
+
+
+def _weight(label: jax.Array, class_weights: tuple[float, ...] | None) -> jax.Array:
+    """The weights of all pixels that count, added up: what the cross-entropy of a batch is divided by."""
+    valid = label != IGNORE
+    if class_weights is None:
+        return jnp.sum(valid, dtype=jnp.float32)
+    weights = jnp.asarray(class_weights, jnp.float32)[jnp.where(valid, label, 0)]
+    return jnp.sum(jnp.where(valid, weights, 0.0))
+
+
+def _accumulate(
+    differentiate: Callable, frames: Any, batch_stats: Any, parts: int
+) -> tuple[Any, Any, Any]:
+    """The mean of the gradients and terms of a batch's parts, by the weights of their pixels.
+
+    Args:
+        differentiate: (images, labels, indices, batch_stats, part) -> (gradient, batch_stats, terms, weight).
+        frames: images, labels, indices of the whole batch.
+        batch_stats: Before the first part; every part updates them.
+        parts: How many.
+
+    Returns:
+        Gradient, batch_stats, terms.
+    """
+    # Every parts-th example, not neighbours: a batch split over devices is cut without being sent around.
+    split_up = lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)  # noqa: E731
+
+    def add(carried, micro):
+        batch_stats, total, sums = carried
+        frames, part = micro
+        gradient, batch_stats, terms, weight = differentiate(*frames, batch_stats, part)
+        sums = jax.tree.map(lambda a, b: a + weight * b, sums, (gradient, terms))
+        return (batch_stats, total + weight, sums), None
+
+    micro = (jax.tree.map(split_up, frames), jnp.arange(parts))
+    one = jax.tree.map(lambda x: x[0], micro)
+    gradient, _, terms, _ = jax.eval_shape(differentiate, *one[0], batch_stats, one[1])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (gradient, terms))
+    (batch_stats, total, sums), _ = jax.lax.scan(add, (batch_stats, jnp.float32(0), zeros), micro)
+    total = jnp.where(total > 0, total, 1.0)
+    gradient, terms = jax.tree.map(lambda x: x / total, sums)
+    return gradient, batch_stats, terms
+
+
+def _skip_nonfinite(old: TrainState, new: TrainState, finite: jax.Array) -> TrainState:
+    """`new` where the step was finite, else `old`; either way the step counts, and the learning rate goes on."""
+    schedule = lambda node: isinstance(node, optax.ScaleByScheduleState)  # noqa: E731
+    kept = jax.tree.map(
+        lambda n, o: n if schedule(n) else jnp.where(finite, n, o), new, old, is_leaf=schedule
+    )
+    bad = jnp.where(finite, 0, 1)
+    skipped = {
+        "steps": old.skipped["steps"] + bad,
+        "in_a_row": (old.skipped["in_a_row"] + bad) * bad,
+    }
+    return kept.replace(step=new.step, skipped=skipped)
 
 
 def train_step(
@@ -74,8 +143,16 @@ def train_step(
     seed: int,
     augmentation: Mapping[str, Any],
     ema_decay: float,
+    accumulate: int = 1,
+    class_weights: tuple[float, ...] | None = None,
+    remat: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Augments a batch of decoded frames, differentiates the loss, updates.
+
+    With `accumulate` the batch goes through the network in so many parts, and the gradient is the mean of theirs by
+    the weights of their pixels. Given the same normalisation and dropout that is the gradient of the whole batch for a
+    loss that is divided by those weights: cross-entropy and AFFNet's. OHEM looks for hard pixels, and SCLoss averages
+    images, within each part; BatchNorm normalises with a part's statistics and updates the running ones once a part.
 
     Args:
         state: The state before the step.
@@ -89,27 +166,50 @@ def train_step(
         seed: Of augmentation and dropout.
         augmentation: Arguments of augment().
         ema_decay: Used when the state keeps an average.
+        accumulate: Parts of a batch; b is a multiple of it.
+        class_weights: Of the loss, by which parts are weighed.
+        remat: Computes the network's activations again for the backward pass instead of keeping them.
 
     Returns:
-        The new state, and the loss's terms with "learning_rate" and "gradient_norm".
+        The new state, and the loss's terms with "learning_rate" and "gradient_norm". A state that counts skipped steps
+        stays as it was where loss or gradient is not finite; "skipped_steps" and "skipped_in_a_row" are logged too.
     """
-    batch = augment(images, labels, indices, state.step, seed=seed, **augmentation)
-    # Keeps XLA from computing the crop again inside every consumer of the image.
-    batch = jax.lax.optimization_barrier(batch)
-    dropout = jax.random.fold_in(jax.random.key(seed + 1), state.step)
+    key = jax.random.fold_in(jax.random.key(seed + 1), state.step)
 
-    def objective(params):
-        outputs, changed = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            batch["image"],
+    def forward(params, batch_stats, image, dropout):
+        return model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            image,
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": dropout},
         )
-        loss, terms = loss_fn(outputs, batch)
-        return loss, (terms, changed["batch_stats"])
 
-    gradient, (terms, batch_stats) = jax.grad(objective, has_aux=True)(state.params)
+    if remat:
+        forward = jax.checkpoint(forward)
+
+    def differentiate(images, labels, indices, batch_stats, part):
+        batch = augment(images, labels, indices, state.step, seed=seed, **augmentation)
+        # Keeps XLA from computing the crop again inside every consumer of the image.
+        batch = jax.lax.optimization_barrier(batch)
+        dropout = key if accumulate == 1 else jax.random.fold_in(key, part)
+
+        def objective(params):
+            outputs, changed = forward(params, batch_stats, batch["image"], dropout)
+            loss, terms = loss_fn(outputs, batch)
+            return loss, (terms, changed["batch_stats"])
+
+        gradient, (terms, changed) = jax.grad(objective, has_aux=True)(state.params)
+        return gradient, changed, terms, _weight(batch["label"], class_weights)
+
+    if accumulate == 1:
+        gradient, batch_stats, terms, _ = differentiate(
+            images, labels, indices, state.batch_stats, 0
+        )
+    else:
+        gradient, batch_stats, terms = _accumulate(
+            differentiate, (images, labels, indices), state.batch_stats, accumulate
+        )
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
@@ -122,8 +222,18 @@ def train_step(
         "gradient_norm": optax.tree.norm(gradient),
     }
     new = TrainState(
-        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        ema=ema,
+        skipped=state.skipped,
     )
+    if state.skipped is not None:
+        finite = jnp.isfinite(logged["loss"]) & jnp.isfinite(logged["gradient_norm"])
+        new = _skip_nonfinite(state, new, finite)
+        logged["skipped_steps"] = new.skipped["steps"]
+        logged["skipped_in_a_row"] = new.skipped["in_a_row"]
     return new, logged
 
 

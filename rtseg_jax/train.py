@@ -1,11 +1,16 @@
 """Training, from a config to a finished run, in the order in which it happens."""
 
 import contextlib
+import errno
+import fcntl
 import functools
+import os
 import pathlib
+import shutil
 import signal
-from collections.abc import Callable, Iterator
-from typing import Any
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +33,8 @@ from rtseg_jax import (
 )
 from rtseg_jax.data import pipeline
 
+SKIPS = 50  # so many steps in a row are skipped by nonfinite="skip" before the run stops after all
+
 
 class TrainingDiverged(ValueError):
     """The loss or the gradient is no longer a finite number."""
@@ -37,7 +44,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     """Trains what the config says in `workdir`, or goes on with the run that is there.
 
     The folder then holds config.json, classes.json, params.txt, metrics.jsonl, TensorBoard events, checkpoints/
-    (latest and best mIoU), evaluation.json and overlays/ (the best checkpoint on the evaluation split).
+    (latest two and best mIoU), evaluation.json and overlays/ (the best checkpoint on the evaluation split).
 
     Args:
         config: One of configs/, locked.
@@ -47,12 +54,18 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
         The step and the mIoU of the best checkpoint (None if a signal stopped the run).
 
     Raises:
-        ValueError: something in the config or the data does not fit; one line that names it.
+        ValueError: something in the config or the data does not fit, the device's memory or the disk is full, or
+            another process is training in workdir; one line that names it.
         FileNotFoundError: no data where the config says, or no parent of workdir.
-        TrainingDiverged: names the steps.
+        TrainingDiverged: names the steps and the images of the first; the state is in workdir/diverged.
+        checkpoint.Damaged: there are checkpoints, but none that can be read.
     """
     workdir = _make_workdir(workdir)
+    with _in_one_line(config, workdir), _alone_in(workdir):
+        return _train_and_evaluate(config, workdir)
 
+
+def _train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     # Data
     train_set = data.load(
         **settings.dataset_arguments(config, config.input.train_split), canvas=config.input.canvas
@@ -71,6 +84,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     # Devices, network, optimizer, state
     devices = mesh.make_mesh()
     mesh.check_batch_size(config.batch_size, devices)
+    _check_options(config, devices.devices.size)
     # Evaluation pads and masks its last batch, so it may take any number; here, a multiple of the devices.
     eval_batch_size = -(-config.eval.batch_size // devices.devices.size) * devices.devices.size
     variant = models.get(config.model.name)
@@ -86,7 +100,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     )
     tx = optim.make_optimizer(variables["params"], schedule, **config.optim.method)
     state = jax.device_put(
-        step.create_state(variables, tx, ema=config.ema_decay > 0), mesh.replicated(devices)
+        step.create_state(
+            variables, tx, ema=config.ema_decay > 0, skip_nonfinite=config.nonfinite == "skip"
+        ),
+        mesh.replicated(devices),
     )
     del variables  # the state has its own copy
 
@@ -130,6 +147,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
             seed=config.seed,
             augmentation={**augmentation, "crop": crop},
             ema_decay=config.ema_decay,
+            accumulate=config.accumulate,
+            class_weights=config.loss.get("class_weights"),
+            remat=config.remat,
         )
 
     jitted_eval_step = infer.jit_eval_step(
@@ -158,12 +178,22 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
         eval_batches = functools.partial(iter, list(eval_batches()))
 
     # The loop
-    window, result, saved = [], None, start
+    window, result, done, saved = [], None, start, start
+    inspect = functools.partial(_keep_for_inspection, workdir, config, train_set)
     progress = logs.Progress(config.batch_size, start, total_steps)
     cleanup.callback(progress.close)
     writers = cleanup.enter_context(contextlib.closing(logs.Writers(workdir, start)))
+
+    def save_before_bad_data():
+        # Alone: a process cannot save what the others, who know of no bad data, go on with.
+        if saved != done and jax.process_count() == 1:
+            if window:
+                _check_and_log(window, done, config.log_every, writers, progress, inspect, state)
+            checkpoint.save(manager, state)
+            progress.say(f"saved step {done}; the same command goes on from there")
+
     with cleanup, _StopSignals() as stop:
-        batches = progress.timed(make_batches())
+        batches = progress.timed(_first(save_before_bad_data, make_batches()))
         for done, (frames, indices) in enumerate(batches, start=start + 1):
             crop = crop_at((done - 1) / total_steps, config.augment.crop, crop_schedule)
             state, logged = train_step_for(crop)(state, frames, indices)
@@ -172,8 +202,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
             logging = done % config.log_every == 0
             # Several processes must stop at one step, and ask each other at those that they log.
             stopping = (logging or jax.process_count() == 1) and mesh.in_any_process(bool(stop))
-            if evaluating or stopping or logging:
-                _check_and_log(window, done, config.log_every, writers, progress)
+            saving = done % config.checkpoint_every == 0
+            if evaluating or stopping or logging or saving:
+                _check_and_log(window, done, config.log_every, writers, progress, inspect, state)
                 window = []
             if evaluating:
                 with progress.paused():
@@ -194,7 +225,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
                     f"step {done}: {eval_set.split} mIoU {100 * result.miou:.2f},"
                     f" pixel accuracy {100 * result.pixel_accuracy:.2f}"
                 )
-            if saved != done and (stopping or done % config.checkpoint_every == 0):
+            if saved != done and (stopping or saving):
                 checkpoint.save(manager, state)
                 saved = done
             if stopping and done < total_steps:
@@ -230,6 +261,75 @@ def _make_workdir(workdir: str) -> pathlib.Path:
         raise NotADirectoryError(f"workdir {path} is a file; give a folder")
     path.mkdir(exist_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def _in_one_line(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Iterator[None]:
+    """Turns a full disk or device, in whatever words it is reported, into one line."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in full:
+            raise
+        raise ValueError(
+            f"{error.filename or workdir} cannot be written: {error.strerror}; what was saved before"
+            " is intact, and the same command goes on from it once it can be"
+        ) from error
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ValueError(
+            f"the device's memory is full with batch_size {config.batch_size}, augment.crop"
+            f" {config.augment.crop}, dtype {config.dtype}, accumulate {config.accumulate}, remat"
+            f" {config.remat}, eval.batch_size {config.eval.batch_size}, input.mode"
+            f" {config.input.mode}; a smaller batch or crop, dtype=bfloat16, a larger accumulate and"
+            " mode=streaming need less"
+        ) from error
+
+
+@contextlib.contextmanager
+def _alone_in(workdir: pathlib.Path) -> Iterator[None]:
+    """Refuses a workdir that another run holds. The system lets go of the lock however a process ends."""
+    with contextlib.ExitStack() as held:
+        holder = (
+            _lock(held.enter_context((workdir / ".lock").open("a+"))) if mesh.is_first() else ""
+        )
+        if mesh.in_any_process(bool(holder)):
+            raise ValueError(
+                f"{workdir} is in use by {holder or 'another process'}; wait for it to end, or give"
+                " another --workdir"
+            )
+        yield
+
+
+def _lock(file: IO[str]) -> str:
+    """Locks an open file and writes into it who did, or returns who has."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        return file.read() or "another process"
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        print("this file system knows no locks: start no second run in this workdir")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return ""
+
+
+def _check_options(config: ml_collections.ConfigDict, num_devices: int) -> None:
+    parts = config.accumulate
+    if parts < 1 or config.batch_size % (parts * num_devices):
+        raise ValueError(
+            f"batch_size {config.batch_size} cannot go through {num_devices} devices in accumulate"
+            f" {parts} parts; use a batch_size that {max(parts, 1) * num_devices} divides, or"
+            " another accumulate, 1 or more"
+        )
+    if config.nonfinite not in ("stop", "skip"):
+        raise ValueError(f"unknown nonfinite '{config.nonfinite}'; choose 'stop' or 'skip'")
 
 
 def _initial_variables(model: Any, seed: int, sharding: Any) -> dict[str, Any]:
@@ -290,7 +390,10 @@ def _restart(
     fresh = ", ".join(sorted(set(state.params) - set(taken))) or "-"
     print(f"initialised {', '.join(taken)} from {source}; fresh: {fresh}")
     return jax.device_put(
-        step.create_state(variables, tx, ema=state.ema is not None), mesh.replicated(devices)
+        step.create_state(
+            variables, tx, ema=state.ema is not None, skip_nonfinite=state.skipped is not None
+        ),
+        mesh.replicated(devices),
     )
 
 
@@ -365,26 +468,77 @@ def crop_at(
     return crop
 
 
+def _first(do: Callable[[], None], batches: Iterable) -> Iterator:
+    """Passes batches on; should the next one fail to come, does something before the error goes on."""
+    try:
+        yield from batches
+    except (ValueError, OSError):
+        do()
+        raise
+
+
 def _check_and_log(
     window: list[dict[str, jax.Array]],
     done: int,
     log_every: int,
     writers: logs.Writers,
     progress: logs.Progress,
+    inspect: Callable[[step.TrainState, int], str],
+    state: step.TrainState,
 ) -> None:
-    """Fetches the figures of the steps since the last call, refuses what is not finite, logs what is due."""
+    """Fetches the figures of the steps since the last call, refuses what is not finite, logs what is due.
+
+    Args:
+        window: What these steps logged.
+        done: The last of them.
+        log_every: Steps whose number this divides are written down.
+        writers: Of metrics.jsonl and TensorBoard.
+        progress: The bar.
+        inspect: Of the state and a step: keeps what is to be looked at, and names it.
+        state: After these steps.
+
+    Raises:
+        TrainingDiverged: a step was not finite; or, where those are skipped, too many in a row.
+    """
     first = done - len(window) + 1
     values = [{k: float(v) for k, v in logged.items()} for logged in jax.device_get(window)]
     for at, logged in enumerate(values, start=first):
-        if not np.isfinite([logged["loss"], logged["gradient_norm"]]).all():
+        skipped = logged.pop("skipped_in_a_row", SKIPS)
+        if not np.isfinite([logged["loss"], logged["gradient_norm"]]).all() and skipped >= SKIPS:
+            row = f", the last of {SKIPS} that were skipped" if "skipped_steps" in logged else ""
             raise TrainingDiverged(
-                f"loss {logged['loss']}, gradient norm {logged['gradient_norm']} at step {at}"
-                f" (steps {first} to {done} were looked at); lower optim.lr or warm up longer"
+                f"loss {logged['loss']}, gradient norm {logged['gradient_norm']} at step {at}{row}"
+                f" (steps {first} to {done} were looked at), {inspect(state, at)}; lower optim.lr or"
+                " warm up longer"
             )
         if at % log_every == 0:
-            writers.scalars(at, **logged)
-    loss = np.mean([v["loss"] for v in values])
-    progress.show(done, loss=f"{loss:.4f}", lr=f"{values[-1]['learning_rate']:.2e}")
+            writers.scalars(at, **{k: v for k, v in logged.items() if np.isfinite(v)})
+    finite = [v["loss"] for v in values if np.isfinite(v["loss"])]
+    facts = {"loss": f"{np.mean(finite):.4f}" if finite else "-"}
+    if "skipped_steps" in values[-1]:
+        facts["skipped"] = f"{values[-1]['skipped_steps']:.0f}"
+    progress.show(done, **facts, lr=f"{values[-1]['learning_rate']:.2e}")
+
+
+def _keep_for_inspection(
+    workdir: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    dataset: data.spec.Dataset,
+    state: step.TrainState,
+    at: int,
+) -> str:
+    """Makes workdir/diverged a run of its own, with this state; names it and the images of a step."""
+    aside = workdir / "diverged"
+    if mesh.is_first():
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        settings.write(config, aside)
+        data.folder.write_classes(dataset.table, aside / "classes.json")
+    with checkpoint.open_manager(aside) as manager:
+        checkpoint.save(manager, state)
+    indices = pipeline.batch_indices(config.seed, at - 1, len(dataset), config.batch_size)
+    names = ", ".join(dataset.name(int(i)) for i in indices)
+    return f"on the images {names}; the state after step {int(state.step)} is in {aside}"
 
 
 class _StopSignals(list):

@@ -34,21 +34,24 @@ def one_thread(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def on_one_processor():
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+# As `python -m rtseg_jax.bench`, on one processor: threads that wait for each other spin.
+PROGRAM = """
+import os, runpy
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+runpy.run_module("rtseg_jax.bench", run_name="__main__", alter_sys=True)
+"""
 
 
 def program(*arguments, path=""):
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     return subprocess.run(
-        [sys.executable, "-m", "rtseg_jax.bench", "--device=cpu", *arguments],
+        [sys.executable, "-c", PROGRAM, "--device=cpu", *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
         check=False,
         env=environment | {"PYTHONPATH": path},
-        preexec_fn=on_one_processor,
     )
 
 

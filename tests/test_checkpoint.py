@@ -1,3 +1,8 @@
+import errno
+import os
+import resource
+import shutil
+import signal
 from typing import Any
 
 import flax.struct
@@ -7,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from rtseg_jax import checkpoint, mesh
+from rtseg_jax import checkpoint, mesh, step
 
 _CPU = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -83,12 +88,12 @@ def test_restored_onto_the_templates_devices(tmp_path):
     [
         ([0.3], {1}, 1),
         ([0.3, 0.2], {1, 2}, 1),
-        ([0.3, 0.2, 0.1, 0.25], {1, 4}, 1),
-        ([0.3, 0.4, 0.1, None, None], {2, 5}, 2),
-        ([None, None, 0.1], {3}, 3),
-        ([0.3, None, 0.5], {3}, 3),
+        ([0.3, 0.2, 0.1, 0.25], {1, 3, 4}, 1),
+        ([0.3, 0.4, 0.1, None, None], {2, 4, 5}, 2),
+        ([None, None, 0.1], {2, 3}, 3),
+        ([0.3, None, 0.5], {2, 3}, 3),
         ([0.0, None], {1, 2}, 1),
-        ([None, None], {2}, None),
+        ([None, None, None], {2, 3}, None),
     ],
 )
 def test_best_and_latest_are_kept(tmp_path, mious, kept, best):
@@ -202,3 +207,155 @@ def test_reading_leaves_the_folder_alone(tmp_path):
         checkpoint.save(writer, _state(2), 0.9)
     with checkpoint.open_manager(tmp_path, read_only=True) as reader:
         assert reader.best_step() == 2
+
+
+def _three_saves(workdir):
+    """Steps 1 (the best), 2 and 3 (the latest)."""
+    with checkpoint.open_manager(workdir) as manager:
+        for step, miou in ((1, 0.5), (2, 0.3), (3, 0.4)):
+            checkpoint.save(manager, _state(step, ema=True), miou)
+    return workdir / checkpoint.FOLDER / "3"
+
+
+def _flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+FAULTS = {
+    "halved": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "emptied": lambda path: os.truncate(path, 0),
+    "a flipped bit": _flip_a_bit,
+    "removed": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_file_is_damaged_the_step_before_is_used(tmp_path, fault, capsys):
+    """Every second file that a checkpoint consists of, one after the other."""
+    _three_saves(tmp_path / "good")
+    good = tmp_path / "good" / checkpoint.FOLDER / "3"
+    files = [p.relative_to(good) for p in sorted(good.rglob("*")) if p.is_file()]
+    assert len(files) > 10
+    for i, name in enumerate(files[list(FAULTS).index(fault) % 2 :: 2]):
+        run = shutil.copytree(tmp_path / "good", tmp_path / f"run{i}")
+        path = run / checkpoint.FOLDER / "3" / name
+        FAULTS[fault](path)
+        with checkpoint.open_manager(run) as manager:
+            if fault == "removed" and name.name == "digests.json":  # as after a kill: all is there
+                expected = 3
+            else:
+                expected = 2
+                assert f"{run}/damaged/3, the one before it is used" in capsys.readouterr().out
+                assert (run / "damaged" / "3").is_dir()
+            restored = checkpoint.restore(manager, _state(0, ema=True))
+            _same(restored, _state(expected, ema=True))
+            assert manager.best_step() == 1
+            checkpoint.save(manager, _state(3, ema=True), 0.4)  # it is reached again
+        with checkpoint.open_manager(run) as manager:
+            _same(checkpoint.restore(manager, _state(0, ema=True)), _state(3, ema=True))
+
+
+def test_an_emptied_folder_and_one_that_was_being_written(tmp_path, capsys):
+    newest = _three_saves(tmp_path)
+    shutil.copytree(newest, newest.parent / "4")
+    for path in newest.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (newest.parent / "4").rename(newest.parent / "4.orbax-checkpoint-tmp")
+    shutil.copytree(newest.parent / "1", newest.parent / "deleted" / "0")
+    with checkpoint.open_manager(tmp_path) as manager:
+        _same(checkpoint.restore(manager, _state(0, ema=True)), _state(2, ema=True))
+    assert "(_CHECKPOINT_METADATA is missing)" in capsys.readouterr().out
+    assert {p.name for p in newest.parent.iterdir()} == {"1", "2"}
+
+
+def test_undigested_and_damaged_is_found_when_it_is_read(tmp_path, capsys):
+    newest = _three_saves(tmp_path)
+    (newest / "digests.json").unlink()
+    os.truncate(newest / "default" / "_METADATA", 20)
+    with checkpoint.open_manager(tmp_path) as manager:
+        _same(checkpoint.restore(manager, _state(0, ema=True)), _state(2, ema=True))
+        assert manager.latest_step() == 2
+    assert f"checkpoint {newest} is damaged" in capsys.readouterr().out
+
+
+def test_missing_digests_are_written_when_all_was_read(tmp_path):
+    newest = _three_saves(tmp_path)
+    before = (newest / "digests.json").read_text()
+    (newest / "digests.json").unlink()
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.restore(manager, _state(0, ema=True))
+    assert (newest / "digests.json").read_text() == before
+
+
+def test_none_good_is_one_line_and_nothing_moves(tmp_path):
+    newest = _three_saves(tmp_path)
+    for name in ("1", "2", "3"):
+        _flip_a_bit(newest.parent / name / "default" / "manifest.ocdbt")
+    with pytest.raises(checkpoint.Damaged) as error:
+        checkpoint.open_manager(tmp_path)
+    name = "default/manifest.ocdbt has changed since it was written"
+    assert str(error.value) == (
+        f"every checkpoint in {newest.parent} is damaged (1: {name}; 2: {name}; 3: {name});"
+        " put back a copy of one, or remove the folder to begin again"
+    )
+    assert {p.name for p in newest.parent.iterdir()} == {"1", "2", "3"}
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_a_reader_of_a_damaged_checkpoint_is_told_and_moves_nothing(tmp_path):
+    newest = _three_saves(tmp_path)
+    data = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    _flip_a_bit(data)
+    with checkpoint.open_manager(tmp_path, read_only=True) as manager:
+        with pytest.raises(checkpoint.Damaged, match=rf"{newest} is damaged: .* has changed"):
+            checkpoint.restore_variables(manager, 3, _CPU)
+        assert checkpoint.restore_variables(manager, 1, _CPU)
+    os.truncate(newest / "metrics" / "metrics", 3)
+    with pytest.raises(checkpoint.Damaged, match=r"cannot be listed: 3: .* moves it away"):
+        checkpoint.open_manager(tmp_path, read_only=True)
+    assert newest.is_dir()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorstore's
+@pytest.mark.parametrize("how", ["full", "too large"])
+def test_a_failing_write_leaves_the_others(tmp_path, how, monkeypatch):
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.save(manager, _state(1, width=9000), 0.5)
+        if how == "full":
+            usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+            monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+            with pytest.raises(OSError, match=r"takes 0\.8 MB, 0\.0 MB are free") as error:
+                checkpoint.save(manager, _state(2, width=9000), 0.6)
+            assert error.value.errno == errno.ENOSPC
+        else:
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+            try:
+                with pytest.raises(OSError, match="File too large") as error:
+                    checkpoint.save(manager, _state(2, width=9000), 0.6)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+                signal.signal(signal.SIGXFSZ, handler)
+            assert error.value.errno == errno.EFBIG
+        monkeypatch.undo()
+    assert {p.name for p in (tmp_path / checkpoint.FOLDER).iterdir()} == {"1"}
+    with checkpoint.open_manager(tmp_path) as manager:
+        _same(checkpoint.restore(manager, _state(0, width=9000)), _state(1, width=9000))
+        checkpoint.save(manager, _state(2, width=9000), 0.6)
+        assert manager.best_step() == 2
+
+
+def test_counting_skipped_steps_may_begin_and_end_with_a_restart(tmp_path):
+    counters = {"steps": jnp.int32(4), "in_a_row": jnp.int32(2)}
+    plain = step.create_state(_state(1).variables(), optax.sgd(0.1), ema=False)
+    counting = plain.replace(step=jnp.int32(5), skipped=counters)
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.save(manager, plain)
+        checkpoint.save(manager, counting)
+        assert checkpoint.restore(manager, plain, 5).skipped is None
+        zeros = plain.replace(skipped=step.none_skipped())
+        _same(checkpoint.restore(manager, zeros, 0).skipped, step.none_skipped())
+        _same(checkpoint.restore(manager, zeros, 5).skipped, counters)

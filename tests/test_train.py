@@ -1,4 +1,4 @@
-"""The whole loop on tiny rendered streets: it learns, resumes bit for bit, survives kills, is the same on any devices."""
+"""The whole loop on tiny rendered streets: it learns, resumes bit for bit, is the same on any devices."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -93,17 +92,17 @@ def test_evaluating_the_run_again_gives_the_same_figures(four_steps, tmp_path):
 
 
 def test_two_and_two_steps_are_four(four_steps, tmp_path, capsys, monkeypatch):
-    """Stopped by a signal after step 2 and started again: the same log and weights, bit for bit."""
+    """Stopped by a signal while step 2 is logged and started again: the same log and weights, bit for bit."""
     whole, _ = four_steps
     config = tiny(num_steps=4, eval__every_steps=2, ema_decay=0.9)
     check = train._check_and_log
 
-    def stop_after_three(window, done, *rest):
+    def interrupted(window, done, *rest):
         check(window, done, *rest)
-        if done == 3:
+        if done == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(train, "_check_and_log", stop_after_three)
+    monkeypatch.setattr(train, "_check_and_log", interrupted)
     result = train.train_and_evaluate(config, str(tmp_path / "run"))
     assert result == {"step": 3, "miou": None}
     assert "the same command goes on" in capsys.readouterr().out
@@ -120,56 +119,9 @@ def test_streaming_and_resident_input_train_the_same(four_steps, tmp_path):
     assert_same_run(four_steps[0], tmp_path / "run")
 
 
-def command(workdir, **flags):
-    arguments = [f"--config.{k.replace('__', '.')}={v}" for k, v in flags.items()]
-    return [
-        sys.executable,
-        "-m",
-        "rtseg_jax.main",
-        "--config=configs/eacnet.py:smoke",
-        f"--workdir={workdir}",
-        *arguments,
-    ]
-
-
-def test_killed_at_random_and_started_again(tmp_path):
-    """SIGKILL at three random moments of a run: it ends with the weights and the log of an undisturbed one."""
-    flags = {"num_steps": 12, "eval__every_steps": 6, "checkpoint_every": 2}
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-
-    def start(workdir):
-        return subprocess.Popen(
-            command(workdir, **flags),
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def finish(run):
-        out = run.communicate(timeout=800)[0]
-        assert run.returncode == 0, out
-
-    finish(start(tmp_path / "whole"))
-    rng = np.random.default_rng()
-    for _ in range(3):
-        run = start(tmp_path / "run")
-        wanted = rng.integers(1, 4)
-        for line in run.stdout:
-            wanted -= line.startswith("step ")
-            if wanted == 0:
-                break
-        time.sleep(rng.uniform(0, 0.15))
-        run.send_signal(signal.SIGKILL)
-        run.communicate()
-    finish(start(tmp_path / "run"))
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
-
-
 def test_one_device_equals_four(tmp_path, monkeypatch):
-    """With SGD: Adam's first steps have the size of the rate however small a gradient, so they amplify rounding."""
-    config = tiny(num_steps=3, optim__method__name="sgd", optim__lr=0.01)
+    """With small steps of SGD: Adam's have the size of the rate however small a gradient, so they amplify rounding."""
+    config = tiny(num_steps=3, optim__method__name="sgd", optim__lr=0.001)
     for name, devices in (("four", jax.devices()), ("one", jax.devices()[:1])):
         chosen = make_mesh(devices)
         assert chosen.devices.size == {"four": 4, "one": 1}[name]
@@ -178,7 +130,7 @@ def test_one_device_equals_four(tmp_path, monkeypatch):
     for a, b in zip(log(tmp_path / "four"), log(tmp_path / "one"), strict=True):
         assert a["step"] == b["step"]
         if "loss" in a:
-            assert a["loss"] == pytest.approx(b["loss"], rel=2e-4)
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
     _, four = final_state(tmp_path / "four")
     _, single = final_state(tmp_path / "one")
     compared = 0
