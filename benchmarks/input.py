@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 
-from train_step import MALLOC, cpu_name, default_device
+from rtseg_jax.bench import MALLOC, cpu_name, default_device
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RIVALS = ("tf_data", "streaming", "packed", "resident", "streaming_bytes", "packed_bytes")

@@ -378,3 +378,15 @@ def test_picture(tmp_path):
     assert (tmp_path / "fps.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no line of throughput to draw; measure with"):
         bench.picture([line(mode="e2e")], tmp_path / "fps.png")
+
+
+@pytest.mark.parametrize("script", ["input.py", "gpu_ops.py"])
+def test_other_benchmarks_start(script):
+    result = subprocess.run(
+        [sys.executable, f"benchmarks/{script}", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "usage: " in result.stdout
