@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from rtseg_jax import data, evaluate, losses, settings
+from rtseg_jax import data, drawing, evaluate, losses, settings
 from rtseg_jax.data import pipeline, spec
 
 AFTER_READING = ("patches", "cache")  # arguments of data.load
@@ -100,12 +100,12 @@ def read(
             line = " ".join(str(error).split())
             if isinstance(error, spec.DataError):
                 return line
-            return f"{_where(dataset, i)}: {type(error).__name__}: {line}"
+            return f"{pipeline.where(dataset, i)}: {type(error).__name__}: {line}"
         counts = np.bincount(label.ravel(), minlength=256)
         wrong = sorted(set(np.flatnonzero(counts).tolist()) - allowed)
         if wrong:
             return (
-                f"{_where(dataset, i)}: values {spec.format_values(wrong)} are no train ids of "
+                f"{pipeline.where(dataset, i)}: values {spec.format_values(wrong)} are no train ids of "
                 f"{dataset.table.name}; allowed are 0-{dataset.table.num_classes - 1} and {spec.IGNORE}"
             )
         digest = hashlib.sha256(repr(image.shape).encode())
@@ -128,10 +128,6 @@ def read(
         {i: x for i, x in enumerate(found) if isinstance(x, Example)},
         tuple(x for x in found if isinstance(x, str)),
     )
-
-
-def _where(dataset: spec.Dataset, i: int) -> str:
-    return f"{dataset.table.name} {dataset.split} image {dataset.name(i)}"
 
 
 def size_problems(survey: Survey, advice: str) -> list[str]:
@@ -160,8 +156,8 @@ def duplicates(train: Survey, held_out: Survey) -> list[str]:
     """A line for each image of one split whose pixels are those of an image of the other."""
     seen = {example.digest: i for i, example in train.examples.items()}
     return [
-        f"{_where(held_out.dataset, i)} has the pixels of "
-        f"{_where(train.dataset, seen[example.digest])}; "
+        f"{pipeline.where(held_out.dataset, i)} has the pixels of "
+        f"{pipeline.where(train.dataset, seen[example.digest])}; "
         "what is trained on must not be evaluated on: remove one"
         for i, example in held_out.examples.items()
         if example.digest in seen
@@ -213,13 +209,8 @@ def contact_sheet(surveys: Sequence[Survey]) -> Image.Image:
     """Photos of every split, each beside itself under its label, over a legend; ignored pixels are black."""
     table = surveys[0].dataset.table
     blocks = [_pictures(survey) for survey in surveys if survey.examples]
-    legend = Image.new("RGB", (2 * CELL * COLUMNS, LINE * -(-table.num_classes // 10)), "white")
-    draw = ImageDraw.Draw(legend)
-    step = legend.width // 10
-    for c, (name, color) in enumerate(zip(table.class_names, table.palette, strict=True)):
-        x, y = c % 10 * step + 4, c // 10 * LINE
-        draw.rectangle((x, y + 2, x + 16, y + 13), fill=color, outline="black")
-        draw.text((x + 22, y + 2), name, fill="black")
+    every = tuple(range(table.num_classes))
+    legend = Image.fromarray(drawing.legend(table, every, 2 * CELL * COLUMNS))
     blocks.append(legend)
     sheet = Image.new("RGB", (legend.width, sum(block.height for block in blocks)), "white")
     y = 0

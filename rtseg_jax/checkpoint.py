@@ -219,6 +219,7 @@ def restore(manager: ocp.CheckpointManager, template: Any, step: int | None = No
     shardings = {_name(at): leaf.sharding for at, leaf in _leaves(template)}
     some = next(iter(shardings.values()))
     try:
+        _check(path)
         with _reading(path):
             abstract = _abstract(manager, int(path.name), lambda name: shardings.get(name, some))
         saved, wanted = (_lasting(shapes_of(tree)) for tree in (abstract, template))
@@ -249,7 +250,9 @@ def restore_variables(manager: ocp.CheckpointManager, step: int, sharding: Any) 
     Raises:
         Damaged: the checkpoint cannot be read.
     """
-    with _reading(_path(manager, step)):
+    path = _path(manager, step)
+    _check(path)
+    with _reading(path):
         abstract = _abstract(manager, step, lambda name: sharding)
         saved = manager.restore(step, args=ocp.args.StandardRestore(abstract))
     if saved.get("ema") is not None:
@@ -257,11 +260,15 @@ def restore_variables(manager: ocp.CheckpointManager, step: int, sharding: Any) 
     return {"params": saved["params"], "batch_stats": saved["batch_stats"]}
 
 
-@contextlib.contextmanager
-def _reading(path: pathlib.Path) -> Iterator[None]:
-    """Turns whatever orbax and tensorstore meet into one line; what is damaged, they never see."""
+def _check(path: pathlib.Path) -> None:
+    """Raises Damaged where the files are not those that were written: what is damaged, orbax never sees."""
     if problem := _problem(path):
         raise Damaged(f"checkpoint {path} is damaged: {problem}")
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[None]:
+    """Turns whatever orbax and tensorstore meet into one line."""
     try:
         with _quiet():
             yield

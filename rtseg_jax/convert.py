@@ -180,11 +180,16 @@ def _fetch(path: str) -> pathlib.Path:
         owner, name, file = path.removeprefix("hf://").split("/", 2)
     except ValueError:
         raise ValueError(f"'{path}' is not hf://OWNER/NAME/FILE") from None
-    hub = _optional("huggingface_hub", "hub")
+    hub = optional("huggingface_hub", "hub")
     return pathlib.Path(hub.hf_hub_download(f"{owner}/{name}", file))
 
 
-def _optional(module: str, extra: str) -> Any:
+def optional(module: str, extra: str) -> Any:
+    """A module of a package that an extra of this project installs.
+
+    Raises:
+        ValueError: it is missing; the message names the extra.
+    """
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -194,8 +199,8 @@ def _optional(module: str, extra: str) -> Any:
 
 
 def _read_safetensors(file: pathlib.Path) -> dict[str, Any]:
-    safetensors = _optional("safetensors", "safetensors")
-    numpy_files = _optional("safetensors.numpy", "safetensors")
+    safetensors = optional("safetensors", "safetensors")
+    numpy_files = optional("safetensors.numpy", "safetensors")
     try:
         return numpy_files.load_file(file)
     except safetensors.SafetensorError as error:
@@ -203,7 +208,7 @@ def _read_safetensors(file: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_torch(file: pathlib.Path) -> Mapping[str, Any]:
-    torch = _optional("torch", "torch")
+    torch = optional("torch", "torch")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -307,9 +312,9 @@ def save_torch(variables: Mapping[str, Any], path: str | os.PathLike[str]) -> No
     for name in [name for name in state if name.endswith(".running_var")]:
         state[name.removesuffix("running_var") + "num_batches_tracked"] = np.zeros((), np.int64)
     if path.suffix == ".safetensors":
-        _optional("safetensors.numpy", "safetensors").save_file(state, path)
+        optional("safetensors.numpy", "safetensors").save_file(state, path)
     elif path.suffix in (".pth", ".pt"):
-        torch = _optional("torch", "torch")
+        torch = optional("torch", "torch")
         torch.save({name: torch.from_numpy(array) for name, array in state.items()}, path)
     else:
         raise ValueError(f"cannot write {path}; choose .pth, .pt, .safetensors or .msgpack")

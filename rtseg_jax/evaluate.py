@@ -341,7 +341,7 @@ def evaluate_run(
             submission.write(submit, dataset.names[index], classes)
 
     confusion, maps = evaluate(
-        _counting(classify, dataset.table.num_classes),
+        counting(classify, dataset.table.num_classes),
         batches,
         dataset.table.num_classes,
         spread(len(dataset), overlays),
@@ -371,8 +371,8 @@ def evaluate_run(
     return result
 
 
-def _counting(classify: Callable, num_classes: int) -> Callable:
-    """The step of evaluate() of a function from frames to class maps."""
+def counting(classify: Callable, num_classes: int) -> Callable:
+    """The step of evaluate(), (images, labels, mask) -> (confusion, class maps), of what classifier() gives."""
     count = jax.jit(metrics.confusion_matrix, static_argnums=2)
 
     def eval_step(images, labels, mask):

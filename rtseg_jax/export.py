@@ -9,7 +9,6 @@ with its weights, upsampling and argmax are inside. What was written is read aga
 the file has its name. safetensors holds the weights and the run's config, which load() reads back.
 """
 
-import importlib
 import json
 import os
 import pathlib
@@ -24,7 +23,7 @@ import numpy as np
 from absl import flags
 from flax import traverse_util
 
-from rtseg_jax import evaluate, export_onnx, infer, models, settings
+from rtseg_jax import convert, evaluate, export_onnx, infer, models, settings
 
 FORMATS = ("stablehlo", "onnx", "safetensors")
 DTYPES = {"stablehlo": ("float32", "bfloat16", "float16"), "onnx": ("float32", "float16")}
@@ -64,18 +63,9 @@ def onnx(
     Raises:
         ValueError: the package onnx is missing.
     """
-    _optional("onnx", "onnx")
+    convert.optional("onnx", "onnx")
     frames = export_onnx.BATCH if batch is None else batch
     return export_onnx.convert(program, (frames, *size, 3), metadata=metadata).SerializeToString()
-
-
-def _optional(module: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise ValueError(
-            f"this takes {module}; install it with: pip install 'rtseg_jax[{extra}]'"
-        ) from None
 
 
 def _run_stablehlo(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray] | None:
@@ -90,7 +80,7 @@ def _run_stablehlo(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray] | N
 
 
 def _run_onnx(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
-    runtime = _optional("onnxruntime", "onnx")
+    runtime = convert.optional("onnxruntime", "onnx")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda frames: session.run(None, {"frames": frames})[0]
 
@@ -170,7 +160,7 @@ def save(
     arrays = traverse_util.flatten_dict(jax.tree.map(np.asarray, dict(variables)), sep="/")
     metadata = {name: json.dumps(value) for name, value in facts.items()}
     metadata["config"] = json.dumps(config.to_dict())
-    path.write_bytes(_optional("safetensors.numpy", "safetensors").save(arrays, metadata))
+    path.write_bytes(convert.optional("safetensors.numpy", "safetensors").save(arrays, metadata))
 
 
 def load(
@@ -182,7 +172,7 @@ def load(
         FileNotFoundError: no such file.
         ValueError: it was not written by save(); or the package safetensors is missing.
     """
-    safetensors = _optional("safetensors", "safetensors")
+    safetensors = convert.optional("safetensors", "safetensors")
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
     try:

@@ -94,6 +94,7 @@ def best_and_worst(run: runs.Run, count: int, root: str | None = None) -> tuple[
         std=config.augment.std,
     )
     names = run.table.class_names
+    eval_step = evaluate.counting(classify, len(names))
     total = np.zeros((len(names), len(names)), np.int64)
     kept: dict[int, tuple[metrics.Scores, Label]] = {}
 
@@ -101,12 +102,13 @@ def best_and_worst(run: runs.Run, count: int, root: str | None = None) -> tuple[
         return sorted(kept, key=lambda index: (-kept[index][0].miou, index))
 
     batches = pipeline.eval_batches(dataset, 1, multiple=config.eval.get("multiple", 0))
-    for images, labels, _, indices in tqdm(batches, total=len(dataset), unit="image", disable=None):
-        classes = np.asarray(classify(images))[0]
-        confusion = _confusion(labels[0], classes, len(names))
+    for images, labels, mask, indices in tqdm(
+        batches, total=len(dataset), unit="image", disable=None
+    ):
+        confusion, classes = map(np.asarray, eval_step(images, labels, mask))
         total += confusion
         if confusion.any():
-            kept[int(indices[0])] = metrics.scores(confusion), classes
+            kept[int(indices[0])] = metrics.scores(confusion), classes[0]
         if len(kept) > count:
             del kept[ranked()[-(-count // 2)]]
     pictures = []
@@ -123,12 +125,6 @@ def best_and_worst(run: runs.Run, count: int, root: str | None = None) -> tuple[
         f"The pictures do not fit this evaluation: the split has a pixel accuracy of {_percent(here)} % here and of"
         f" {_percent(there)} % there. The data, their size or the program have changed since."
     )
-
-
-def _confusion(label: Label, classes: Label, num_classes: int) -> np.ndarray:
-    valid = label != metrics.IGNORE
-    cells = label[valid].astype(np.int64) * num_classes + classes[valid]
-    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 # Pieces of HTML

@@ -19,7 +19,7 @@ from PIL import Image
 
 from rtseg_jax import checkpoint, data, losses, mesh, models, settings, step, train
 from rtseg_jax.data import pipeline
-from tests import torture
+from tests import tiny_run, torture
 from tests.test_train import assert_same_run, final_state, log
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -64,14 +64,7 @@ def tiny(**overrides):
     given = {"model__name": "tiny", "num_steps": 8, "checkpoint_every": 2, "eval__every_steps": 8}
     with config.unlocked():
         config.model.options = {}
-        for key, value in {**given, **overrides}.items():
-            *parents, leaf = key.split("__")
-            node = config
-            for parent in parents:
-                node = node[parent]
-            assert leaf in node, key
-            node[leaf] = value
-    return config.lock()
+    return tiny_run.override(config, {**given, **overrides})
 
 
 def run(config, workdir):

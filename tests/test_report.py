@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,6 +23,11 @@ from tests import tiny_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 VOID = ("meta", "img", "input", "wbr")
+
+
+def confusion_of(truth, classes, num_classes):
+    truth, classes = jnp.asarray(truth[None], jnp.int32), jnp.asarray(classes[None])
+    return np.asarray(metrics.confusion_matrix(truth, classes, num_classes))
 
 
 class Page(html.parser.HTMLParser):
@@ -405,7 +411,7 @@ def test_a_picture_is_photo_prediction_and_truth(trained, predicted, quick, tmp_
         np.testing.assert_array_equal(layers[name].convert("RGB"), table.colorize(ids))
     assert np.abs(np.asarray(layers["photo"], int) - photo).mean() < 6  # JPEG
     shown = page.all("ul", "chips")[0][1]
-    iou = metrics.scores(report._confusion(truth, classes, 19)).iou
+    iou = metrics.scores(confusion_of(truth, classes, 19)).iou
     for name, value in zip(table.class_names, iou, strict=True):
         assert (f"{name} {100 * value:.1f}" in shown) == np.isfinite(value)
 
@@ -439,7 +445,7 @@ def test_pictures_are_of_the_evaluated_scales(trained, tmp_path):
     given = json.loads((output / "evaluation.json").read_text())
     run = runs.read(trained, str(output))
     pictures, note = report.best_and_worst(run, 7)
-    total = sum(report._confusion(p.truth, p.prediction, 19) for p in pictures)
+    total = sum(confusion_of(p.truth, p.prediction, 19) for p in pictures)
     np.testing.assert_array_equal(total, given["confusion"])
     assert note == ""
 

@@ -13,22 +13,14 @@ import pytest
 
 from rtseg_jax import checkpoint, evaluate, mesh, settings, train
 from rtseg_jax.mesh import make_mesh
+from tests import tiny_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def tiny(**overrides):
     """configs/eacnet.py:smoke, with dotted keys overridden."""
-    config = settings.load("eacnet:smoke")
-    with config.unlocked():
-        for key, value in overrides.items():
-            *parents, leaf = key.split("__")
-            node = config
-            for parent in parents:
-                node = node[parent]
-            assert leaf in node, key
-            node[leaf] = value
-    return config.lock()
+    return tiny_run.override(settings.load("eacnet:smoke"), overrides)
 
 
 def final_state(workdir):

@@ -11,15 +11,20 @@ from rtseg_jax import checkpoint, data, models, settings, step
 from tests.models.filling import filled
 
 
-def write(workdir: pathlib.Path, name: str = "fast_scnn:smoke", seed: int = 0, **overrides):
-    """Writes the folder of a run of a config, with dotted keys overridden (input__size=...), at step 7."""
-    config = settings.load(name)
+def override(config, overrides):
+    """Sets dotted keys (input__size=...) of a locked config."""
     with config.unlocked():
         for key, value in overrides.items():
             *parents, leaf = key.split("__")
             node = functools.reduce(lambda tree, parent: tree[parent], parents, config)
             assert leaf in node, key
             node[leaf] = value
+    return config
+
+
+def write(workdir: pathlib.Path, name: str = "fast_scnn:smoke", seed: int = 0, **overrides):
+    """Writes the folder of a run of a config, with dotted keys overridden (input__size=...), at step 7."""
+    config = override(settings.load(name), overrides)
     table = data.class_table(config.input.dataset)
     model = models.create(
         config.model.name, num_classes=table.num_classes, **settings.model_options(config)

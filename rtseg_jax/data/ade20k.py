@@ -99,20 +99,8 @@ def load(root: str | os.PathLike[str], split: str) -> spec.Dataset:
     for folder in (images, labels):
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder; unpack {FOLDER}.zip again")
-    pairs = spec.pairs(
-        spec.files(images, ".jpg"),
-        spec.files(labels, ".png"),
-        image_at=lambda name: images / f"{name}.jpg",
-        label_at=lambda name: labels / f"{name}.png",
-        advice=f"unpack {FOLDER}.zip again",
-    )
+    pairs = spec.folder_pairs(images, labels, ".jpg", advice=f"unpack {FOLDER}.zip again")
     if not pairs:
         raise FileNotFoundError(f"{images}: the split is empty; expects *.jpg images in it")
-    return spec.Dataset(
-        table=TABLE,
-        split=split,
-        names=tuple(name for name, _, _ in pairs),
-        size=None,
-        load=lambda i: spec.read_pair(*pairs[i][1:], LUT, _HINT),
-        files=tuple(path for _, *pair in pairs for path in pair),
-    )
+    names, files = tuple(name for name, _, _ in pairs), [pair for _, *pair in pairs]
+    return spec.of_files(TABLE, split, names, files, LUT, _HINT)

@@ -14,7 +14,7 @@ SPLITS = ("train", "val", "test", "trainval")
 ANNOTATIONS = ("merged", "strict")
 VOID = 11
 LUT = spec.lookup([*((i, i) for i in range(VOID)), (VOID, spec.IGNORE)])
-_HINT = "the labels must be those of the SegNet distribution, 0-10 and 11 for void"
+HINT = "the labels must be those of the SegNet distribution, 0-10 and 11 for void"
 
 
 class Class(NamedTuple):
@@ -109,13 +109,7 @@ def _segnet_pairs(root: pathlib.Path, split: str) -> list[tuple[str, pathlib.Pat
                 "ROOT/701_StillsRaw_full/*.png with ROOT/LabeledApproved_full/*_L.png; "
                 "a :streets config needs no data"
             )
-    found = spec.pairs(
-        spec.files(images, ".png"),
-        spec.files(labels, ".png"),
-        image_at=lambda name: images / f"{name}.png",
-        label_at=lambda name: labels / f"{name}.png",
-        advice="copy the set again",
-    )
+    found = spec.folder_pairs(images, labels, ".png", advice="copy the set again")
     if not found:
         raise FileNotFoundError(f"{images}: the split is empty; expects *.png images in it")
     return found
@@ -176,15 +170,9 @@ def load(root: str | os.PathLike[str], split: str, annotation: str = "") -> spec
     else:
         pairs = [pair for part in parts for pair in _original_pairs(base, original, part)]
     lut, hint = (
-        (LUT, _HINT)
+        (LUT, HINT)
         if original is None
         else (COLORS[annotation], "the labels must be the original *_L.png, in 32 colours")
     )
-    return spec.Dataset(
-        table=spec.TABLES["camvid"],
-        split=split,
-        names=tuple(name for name, _, _ in pairs),
-        size=None,
-        load=lambda i: spec.read_pair(*pairs[i][1:], lut, hint),
-        files=tuple(path for _, *pair in pairs for path in pair),
-    )
+    names, files = tuple(name for name, _, _ in pairs), [pair for _, *pair in pairs]
+    return spec.of_files(spec.TABLES["camvid"], split, names, files, lut, hint)

@@ -7,6 +7,7 @@
 Instead of the folders, ROOT/SPLIT.txt may list `image label` pairs, relative to ROOT.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -187,14 +188,9 @@ def load(
     pairs = [
         pair for part in ((split,) if whole else ("train", "val")) for pair in _pairs(base, part)
     ]
-    return spec.Dataset(
-        table=table,
-        split=split,
-        names=spec.unique_names(image for image, _ in pairs),
-        size=None,
-        load=lambda i: spec.read_pair(*pairs[i], lut, hint),
-        files=(_classes_file(base, classes), *(path for pair in pairs for path in pair)),
-    )
+    names = spec.unique_names(image for image, _ in pairs)
+    dataset = spec.of_files(table, split, names, pairs, lut, hint)
+    return dataclasses.replace(dataset, files=(_classes_file(base, classes), *dataset.files))
 
 
 def _has(root: pathlib.Path, split: str) -> bool:
@@ -214,13 +210,8 @@ def _pairs(root: pathlib.Path, split: str) -> list[tuple[pathlib.Path, pathlib.P
                 "with ROOT/labels/SPLIT/*.png, or as ROOT/SPLIT.txt with 'image label' lines; "
                 f"splits found: {', '.join(sorted(splits)) or 'none'}"
             )
-    pairs = spec.pairs(
-        spec.files(images, *spec.IMAGE_ENDINGS),
-        spec.files(labels, ".png"),
-        image_at=lambda name: images / f"{name}.png",
-        label_at=lambda name: labels / f"{name}.png",
-        advice="copy it, or remove the other",
-    )
+    advice = "copy it, or remove the other"
+    pairs = spec.folder_pairs(images, labels, *spec.IMAGE_ENDINGS, advice=advice)
     if not pairs:
         raise FileNotFoundError(f"{images}: the split is empty; expects *.png or *.jpg in it")
     return [(image, label) for _, image, label in pairs]

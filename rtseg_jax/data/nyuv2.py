@@ -81,14 +81,8 @@ def load(root: str | os.PathLike[str], split: str, annotation: str = "") -> spec
         )
     annotation = spec.choose_annotation("nyuv2", annotation, ANNOTATIONS)
     pairs = spec.read_list(found, base)
-    return spec.Dataset(
-        table=TABLE,
-        split=split,
-        names=spec.unique_names(image for image, _ in pairs),
-        size=None,
-        load=lambda i: spec.read_pair(*pairs[i], LUTS[annotation], _HINTS[annotation]),
-        files=tuple(path for pair in pairs for path in pair),
-    )
+    names = spec.unique_names(image for image, _ in pairs)
+    return spec.of_files(TABLE, split, names, pairs, LUTS[annotation], _HINTS[annotation])
 
 
 def _mat_array(path: pathlib.Path, key: str) -> np.ndarray:

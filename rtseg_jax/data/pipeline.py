@@ -113,7 +113,8 @@ def _load_in_order(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _where(dataset: Dataset, i: int) -> str:
+def where(dataset: Dataset, i: int) -> str:
+    """An example by data set, split and name, for messages."""
     return f"{dataset.table.name} {dataset.split} image {dataset.name(i)}"
 
 
@@ -134,7 +135,7 @@ def check_size(
     """
     if size != expected:
         raise DataError(
-            f"{_where(dataset, i)} is {size[0]}x{size[1]} pixels (h x w), "
+            f"{where(dataset, i)} is {size[0]}x{size[1]} pixels (h x w), "
             f"the first one {expected[0]}x{expected[1]}; {do}, "
             "or set input.size=(h, w), which all are then resized to, or input.canvas=(h, w) and "
             "eval.multiple=32, which keep their sizes"
@@ -195,7 +196,7 @@ class Resident:
                 rows = chunk_elements // image.size // parts * parts
                 if not rows:
                     raise ValueError(
-                        f"{_where(dataset, 0)} has {image.size} values, more than fit "
+                        f"{where(dataset, 0)} has {image.size} values, more than fit "
                         f"{parts} times into an array of {chunk_elements}; use input.mode=streaming"
                     )
             check_size(dataset, i, label.shape, size, "use input.mode=streaming with batch_size=1")

@@ -60,7 +60,7 @@ BUILDERS = {
         {"merged": camvid.SPLITS},
         "image",
         camvid.LUT,
-        "the labels must be those of the SegNet distribution, 0-10 and 11 for void",
+        camvid.HINT,
         "DIR_WITH_TRAINANNOT",
     ),
 }

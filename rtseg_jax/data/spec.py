@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -333,6 +333,57 @@ def pairs(
         more = f" ({len(alone) - 1} more files are alone)" if len(alone) > 1 else ""
         raise FileNotFoundError(f"{wanted}: the {what} of {has} is missing{more}; {advice}")
     return [(name, images[name], labels[name]) for name in sorted(images)]
+
+
+def folder_pairs(
+    images: pathlib.Path, labels: pathlib.Path, *endings: str, advice: str
+) -> list[tuple[str, pathlib.Path, pathlib.Path]]:
+    """(name, image, label) of two folders whose files have the same paths below them; labels are .png.
+
+    Args:
+        images: The folder of the images.
+        labels: The folder of the labels.
+        *endings: Of the images' names; a missing one is expected with the first.
+        advice: What to do about a missing file.
+
+    Raises:
+        FileNotFoundError: a file is alone.
+    """
+    return pairs(
+        files(images, *endings),
+        files(labels, ".png"),
+        image_at=lambda name: images / f"{name}{endings[0]}",
+        label_at=lambda name: labels / f"{name}.png",
+        advice=advice,
+    )
+
+
+def of_files(
+    table: ClassTable,
+    split: str,
+    names: tuple[str, ...],
+    pairs: Sequence[Sequence[pathlib.Path]],
+    lut: UInt8[np.ndarray, "256"] | Mapping[Color, int],
+    hint: str,
+) -> Dataset:
+    """A split of (image, label) files that are all read in one way.
+
+    Args:
+        table: The classes.
+        split: Which split it is.
+        names: Of the examples.
+        pairs: Their files.
+        lut: As of `read_pair`.
+        hint: As of `read_pair`.
+    """
+    return Dataset(
+        table=table,
+        split=split,
+        names=names,
+        size=None,
+        load=lambda i: read_pair(*pairs[i], lut, hint),
+        files=tuple(path for pair in pairs for path in pair),
+    )
 
 
 def read_list(path: pathlib.Path, root: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]:
