@@ -30,12 +30,11 @@ for i in "${!hosts[@]}"; do
   processes+=($!)
 done
 
-status=0 left=${#processes[@]}
-while ((left > 0)); do
+status=0
+while [[ $(jobs -p) ]]; do
   interrupted="" code=0
   wait -n || code=$?
   if [[ $interrupted ]]; then continue; fi  # a signal to this script ended the wait, no process did
-  left=$((left - 1))
-  if ((code > 0)); then status=$code && stop; fi
+  if ((code > 0 && status == 0)); then status=$code && stop; fi  # the first one's code: the others are stopped
 done
 exit "$status"

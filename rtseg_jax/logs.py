@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import sys
 import time
@@ -32,32 +33,63 @@ class Writers:
             path.write_text("".join(x for x in whole if json.loads(x)["step"] <= start))
         self._file = path.open("a")
         try:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(workdir), purge_step=start + 1)
+            self._board = _Board(workdir, start)
         except ImportError:
             print("no TensorBoard events: tensorboardX is not installed")
 
     def scalars(self, step: int, **values: float) -> None:
-        """Logs the figures of a step."""
+        """Logs the figures of a step; a checkpoint that is written after this never outlives them."""
         if self._file:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
         if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            self._board.scalars(step, values)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Logs a picture, uint8 [h, w, 3], to TensorBoard."""
         if self._board:
-            self._board.add_image(name, image, step, dataformats="HWC")
+            self._board.picture(step, name, image)
 
     def close(self) -> None:
-        """Flushes both."""
+        """Closes both."""
         if self._file:
             self._file.close()
         if self._board:
             self._board.close()
+
+
+class _Board:
+    """A file of TensorBoard events in which an event lies as soon as it is logged.
+
+    tensorboardX's own SummaryWriter hands events to a thread that flushes every two minutes: what it holds when a run is
+    killed is lost, even where a checkpoint is newer.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start: int):
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self._event, self._summary = event_pb2.Event, summary
+        # The process id: two starts within a second would write one file.
+        self._writer = event_file_writer.EventsWriter(str(workdir / "events"), f".{os.getpid()}")
+        begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(
+            start + 1, session_log=begun
+        )  # TensorBoard drops what it has of this step and later ones
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, **content))
+        self._writer.flush()
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        values = [self._summary.scalar(name, value).value[0] for name, value in values.items()]
+        self._write(step, summary=self._summary.Summary(value=values))
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        self._write(step, summary=self._summary.image(name, image, dataformats="HWC"))
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class Progress:

@@ -174,28 +174,35 @@ def test_multihost_reaches_others_by_ssh(tmp_path):
     assert "--workdir=a b --process_id=0" in (tmp_path / "said0").read_text()
 
 
+TRAPPED = (
+    'trap "echo stopped; exit 0" TERM; touch {folder}/trapped$id; sleep 60 &> /dev/null & wait'
+)
+
+
 def test_multihost_ends_all_where_one_fails(tmp_path):
-    body = (
-        'trap "echo stopped; exit 0" TERM; if ((id)); then exit 5; fi; sleep 60 &> /dev/null & wait'
-    )
+    fail = f"while ! [[ -e {tmp_path}/trapped0 ]]; do sleep 0.01; done; exit 5"
+    body = f"if ((id)); then {fail}; fi; {TRAPPED.format(folder=tmp_path)}"
     started = multihost(tmp_path, body, "localhost", "localhost")
-    output, _ = started.communicate(timeout=30)
+    output, _ = started.communicate(timeout=60)
     assert (started.returncode, output) == (5, "stopped\n")
 
 
+def test_multihost_ends_with_the_first_failure(tmp_path):
+    """And not with that of a process which it stopped on account of it."""
+    body = f"if ((id)); then sleep 0.2; exit 5; fi; exec sleep 60 &> {tmp_path}/log"
+    started = multihost(tmp_path, body, "localhost", "localhost")
+    started.communicate(timeout=60)
+    assert started.returncode == 5
+
+
 def test_multihost_hands_on_a_signal(tmp_path):
-    started = multihost(
-        tmp_path,
-        'trap "echo stopped; exit 0" TERM; sleep 60 &> /dev/null & wait',
-        *["localhost"] * 2,
-    )
-    deadline = time.monotonic() + 30
-    while not all((tmp_path / f"said{i}").exists() for i in range(2)):
+    started = multihost(tmp_path, TRAPPED.format(folder=tmp_path), *["localhost"] * 2)
+    deadline = time.monotonic() + 60
+    while not all((tmp_path / f"trapped{i}").exists() for i in range(2)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(0.2)  # from its note to its trap
     started.terminate()
-    output, _ = started.communicate(timeout=30)
+    output, _ = started.communicate(timeout=60)
     assert (started.returncode, output) == (0, "stopped\nstopped\n")
 
 

@@ -33,7 +33,9 @@ def _shown(folder):
 def test_scalars_reach_both_files(tmp_path):
     writers = logs.Writers(tmp_path, 0)
     writers.scalars(1, loss=2.5, learning_rate=0.25)
-    assert _lines(tmp_path) == [{"step": 1, "loss": 2.5, "learning_rate": 0.25}]  # at once
+    # At once: a run that is killed loses nothing of what it had logged.
+    assert _lines(tmp_path) == [{"step": 1, "loss": 2.5, "learning_rate": 0.25}]
+    assert _shown(tmp_path) == [(1, "loss", 2.5), (1, "learning_rate", 0.25)]
     writers.scalars(2, miou=0.5)
     writers.close()
     assert _lines(tmp_path)[1:] == [{"step": 2, "miou": 0.5}]
@@ -78,7 +80,9 @@ def test_resumed_events_hide_what_comes_again(tmp_path, start):
     writers.scalars(3, loss=1.0)
     writers.close()
     (first,) = tmp_path.glob("events*")
-    first.rename(tmp_path / "events.out.tfevents.0")  # two files within a second share a name
+    first.rename(
+        tmp_path / "events.out.tfevents.0"
+    )  # two starts of one process within a second share a name
     writers = logs.Writers(tmp_path, start)
     writers.scalars(start + 1, loss=2.0)
     writers.close()
