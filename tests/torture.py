@@ -79,7 +79,7 @@ def start(workdir, combination, cache):
         **os.environ,
         "PYTHONUNBUFFERED": "1",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={combination.devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={combination.devices} --xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "PYTHONPATH": str(ROOT),
     }
