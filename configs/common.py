@@ -70,6 +70,8 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
     config.input.patches = config_dict.placeholder(tuple)  # (rows, columns, h, w): train on these
     # (h, w): train on images of any size, larger ones shrunk to it
     config.input.canvas = config_dict.placeholder(tuple)
+    # So many training images may turn out unreadable: the next one takes the place of each. 0 = stop at the first.
+    config.input.max_bad = 0
     config.input.num_train = config_dict.placeholder(int)  # None = all that there are
     config.input.num_eval = config_dict.placeholder(int)
 

@@ -268,13 +268,14 @@ def survey_split(config: ConfigDict, split: str) -> tuple[Survey | None, list[st
     patches = arguments["patches"]
     try:
         # Whole images, each once and from its own file.
-        dataset = data.load(**{k: v for k, v in arguments.items() if k not in AFTER_READING})
+        with spec.noting_missing() as missing:
+            dataset = data.load(**{k: v for k, v in arguments.items() if k not in AFTER_READING})
     except (FileNotFoundError, spec.DataError) as error:
         print(f"{config.input.dataset} {split}: cannot be listed, so its pairs were not read")
         return None, [str(error)]
     survey = read(dataset, patches)
     print(f"{survey.title}: {len(dataset)} pairs, {_sizes(survey) or 'none can be used'}")
-    problems = list(survey.problems)
+    problems = [*missing, *survey.problems]
     in_training = split == config.input.train_split
     if in_training:
         any_size = bool(patches or config.input.canvas)

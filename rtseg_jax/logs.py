@@ -92,6 +92,12 @@ class _Board:
         self._writer.close()
 
 
+def say(text: str) -> None:
+    """Prints a line, above the bar where there is one."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
 class Progress:
     """A bar on a terminal, lines elsewhere: loss, images per second, share of time spent on input, time left."""
 
@@ -122,11 +128,6 @@ class Progress:
         began = time.perf_counter()
         yield
         self._paused += time.perf_counter() - began
-
-    def say(self, text: str) -> None:
-        """Prints a line above the bar."""
-        self._bar.write(text, file=sys.stdout)
-        sys.stdout.flush()
 
     def show(self, done: int, **facts: str) -> None:
         """Tells of the steps since the last call."""

@@ -70,6 +70,9 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path
     train_set = data.load(
         **settings.dataset_arguments(config, config.input.train_split), canvas=config.input.canvas
     )
+    train_set = data.spec.tolerant(
+        train_set, config.input.max_bad, one_size=config.batch_size > 1, say=logs.say
+    )
     eval_set = data.load(**settings.dataset_arguments(config, config.input.eval_split))
     num_classes = train_set.table.num_classes
     steps_per_epoch = len(train_set) // config.batch_size
@@ -190,7 +193,7 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path
             if window:
                 _check_and_log(window, done, config.log_every, writers, progress, inspect, state)
             checkpoint.save(manager, state)
-            progress.say(f"saved step {done}; the same command goes on from there")
+            logs.say(f"saved step {done}; the same command goes on from there")
 
     with cleanup, _StopSignals() as stop:
         batches = progress.timed(_first(save_before_bad_data, make_batches()))
@@ -221,7 +224,7 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path
                         writers.picture(done, eval_set.names[index], panel)
                     checkpoint.save(manager, state, result.miou)
                     saved = done
-                progress.say(
+                logs.say(
                     f"step {done}: {eval_set.split} mIoU {100 * result.miou:.2f},"
                     f" pixel accuracy {100 * result.pixel_accuracy:.2f}"
                 )
@@ -230,7 +233,7 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path
                 saved = done
             if stopping and done < total_steps:
                 reason = stop[0] if stop else "another process is stopping"
-                progress.say(f"{reason}: saved step {done}; the same command goes on from there")
+                logs.say(f"{reason}: saved step {done}; the same command goes on from there")
                 return {"step": done, "miou": None}
 
     # The report, of the best checkpoint

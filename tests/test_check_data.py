@@ -179,25 +179,39 @@ def test_every_damage_is_found_at_once(root, tmp_path, capsys):
 # What keeps a split from being listed
 
 
-@pytest.mark.parametrize(
-    ("gone", "message"),
-    [
-        ("trainannot/b.png", "{root}/trainannot/b.png: the label of {root}/train/b.png is missing"),
-        ("train/b.png", "{root}/train/b.png: the image of {root}/trainannot/b.png is missing"),
-        ("trainannot", "{root}/trainannot: no such folder"),
-    ],
-)
-def test_a_missing_file(root, tmp_path, capsys, gone, message):
-    path = root / gone
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (root / "valannot" / "a.png").write_bytes(b"")
-    line, other = check(root, tmp_path)
-    assert line.startswith(message.format(root=root))
-    assert other == f"{root}/valannot/a.png: the file is empty; copy it again"
-    assert "camvid train: cannot be listed, so its pairs were not read" in capsys.readouterr().out
+def refused(root):
+    """What the training split of this folder is refused with."""
     with pytest.raises(FileNotFoundError) as raised:
         data.load("camvid", root=root, split="train")
-    assert str(raised.value) == line
+    return str(raised.value)
+
+
+def test_missing_files(root, tmp_path, capsys):
+    """Each is named, and the pairs that are whole are read all the same."""
+    for name in ("c", "d"):
+        for kind in ("train", "trainannot"):
+            shutil.copy(root / kind / "b.png", root / kind / f"{name}.png")
+    for gone in ("trainannot/b.png", "train/c.png"):
+        (root / gone).unlink()
+    (root / "trainannot" / "d.png").write_bytes(b"")
+    lines = check(root, tmp_path)
+    assert lines == [
+        f"{root}/trainannot/b.png: the label of {root}/train/b.png is missing; copy the set again",
+        f"{root}/train/c.png: the image of {root}/trainannot/c.png is missing; copy the set again",
+        f"{root}/trainannot/d.png: the file is empty; copy it again",
+    ]
+    assert "camvid train: 2 pairs" in capsys.readouterr().out
+    assert refused(root) == f"{lines[0]} (1 more files are alone)"
+
+
+def test_a_missing_folder(root, tmp_path, capsys):
+    shutil.rmtree(root / "trainannot")
+    (root / "valannot" / "a.png").write_bytes(b"")
+    line, other = check(root, tmp_path)
+    assert line.startswith(f"{root}/trainannot: no such folder")
+    assert other == f"{root}/valannot/a.png: the file is empty; copy it again"
+    assert "camvid train: cannot be listed, so its pairs were not read" in capsys.readouterr().out
+    assert refused(root) == line
 
 
 def test_an_empty_split(root, tmp_path):

@@ -129,7 +129,7 @@ def test_progress_prints_lines_where_no_terminal_is(clock, capsys):
     progress.show(30, loss="0.5", lr="1e-3")  # 10 steps in 8 s, 1.5 of them waiting
     clock.now += 5
     progress.show(31)  # nothing of before is counted again
-    progress.say("step 31: hello")
+    logs.say("step 31: hello")
     progress.close()
     out, err = capsys.readouterr()
     assert out.splitlines() == [

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -334,15 +335,18 @@ def _out_of_range(path):
     Image.fromarray(np.full((64, 128), 7, np.uint8)).save(path)
 
 
+FAULTS = [
+    ("images", lambda p: p.unlink(), "No such file or directory"),
+    ("images", lambda p: os.truncate(p, 200), "truncated or corrupt"),
+    ("images", lambda p: p.write_bytes(b"<html>"), "not an image"),
+    ("images", _other_size, "50x100"),
+    ("labels", _out_of_range, "7"),
+]
+
+
 @pytest.mark.parametrize(
     "kind, fault, message",
-    [
-        ("images", lambda p: p.unlink(), "No such file or directory"),
-        ("images", lambda p: os.truncate(p, 200), "truncated or corrupt"),
-        ("images", lambda p: p.write_bytes(b"<html>"), "not an image"),
-        ("images", _other_size, "50x100"),
-        ("labels", _out_of_range, "7"),
-    ],
+    FAULTS,
     ids=["removed", "truncated", "replaced", "another size", "label out of range"],
 )
 def test_data_that_goes_bad_during_a_run(folder, tmp_path, kind, fault, message, monkeypatch):
@@ -371,6 +375,44 @@ def test_data_that_goes_bad_during_a_run(folder, tmp_path, kind, fault, message,
         run(config, tmp_path / "run")
         run(config, tmp_path / "whole")
         assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_bad_data_that_is_allowed(folder, tmp_path, capsys, monkeypatch):
+    """Counted, named, replaced by the next image; the same for a stream, a resident set and a run that was resumed."""
+    pytest.importorskip("tensorflow")
+    root, given = folder
+    root = shutil.copytree(root, tmp_path / "data")
+    faults = FAULTS[1:]  # a file that is not there at the start is found by the listing
+    victims = [root / kind / "train" / f"{3 * i:02d}.png" for i, (kind, _, _) in enumerate(faults)]
+    for (_, fault, _), victim in zip(faults, victims, strict=True):
+        fault(victim)
+
+    def config(**overrides):
+        copy = type(given)(given)
+        return tiny_run.override(copy, {"input__root": str(root), "input__max_bad": 4, **overrides})
+
+    capsys.readouterr()
+    run(config(), tmp_path / "streamed")
+    said = [x for x in capsys.readouterr().out.splitlines() if x.startswith("bad example")]
+    assert len(said) == 4 and all(x.endswith("; the next one takes its place") for x in said)
+    assert all(any(v.stem in line for line in said) for v in victims)
+    run(config(input__mode="resident"), tmp_path / "resident")
+    assert_same_run(tmp_path / "streamed", tmp_path / "resident")
+    said = refused(config(input__max_bad=3), tmp_path / "run")
+    assert said.startswith("bad example 4 of 3: ") and "; more than input.max_bad allows" in said
+
+    check = train._check_and_log
+
+    def interrupted(window, done, *rest):
+        check(window, done, *rest)
+        if done == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train, "_check_and_log", interrupted)
+    run(config(), tmp_path / "resumed")
+    monkeypatch.setattr(train, "_check_and_log", check)
+    run(config(), tmp_path / "resumed")
+    assert_same_run(tmp_path / "streamed", tmp_path / "resumed")
 
 
 # Memory

@@ -126,12 +126,14 @@ def _original_pairs(
             files.update(spec.files(root / folder, ending))
         found.append({name: files[name] for name in frames(split) if name in files})
     images, labels = found
-    for name in frames(split):
-        if name not in images and name not in labels:
-            raise FileNotFoundError(
-                f"{root / folders[0][0] / name}.png: the frame is missing, its label too; "
-                "unpack 701_StillsRaw_full.zip and LabeledApproved_full.zip again"
-            )
+    spec.report_missing(
+        [
+            f"{root / folders[0][0] / name}.png: the frame is missing, its label too; "
+            "unpack 701_StillsRaw_full.zip and LabeledApproved_full.zip again"
+            for name in frames(split)
+            if name not in images and name not in labels
+        ]
+    )
     return spec.pairs(
         images,
         labels,

@@ -116,22 +116,23 @@ def _pairs(
         raise FileNotFoundError(
             f"{image_root}: the split is empty; expects CITY/*{_IMAGE} images in it"
         )
-    pairs = []
+    pairs, missing = [], []
     for key, image in sorted(images.items()):
         ending = next((e for e in _LABELS if key in labels[e]), None)
         if ending is None:
             wanted = label_root / f"{key}_{kind}_labelIds.png"
-            raise FileNotFoundError(
+            missing.append(
                 f"{wanted}: the label of {image} is missing, *_labelTrainIds.png too; "
                 f"unpack {label_archive} again"
             )
-        pairs.append((image, labels[ending][key], ending))
-    for found in labels.values():
-        for key in sorted(found.keys() - images.keys()):
-            raise FileNotFoundError(
-                f"{image_root / key}{_IMAGE}: the image of {found[key]} is missing; "
-                f"unpack {image_archive} again"
-            )
+        else:
+            pairs.append((image, labels[ending][key], ending))
+    alone = {key: path for found in labels.values() for key, path in found.items()}
+    missing += [
+        f"{image_root / key}{_IMAGE}: the image of {alone[key]} is missing; unpack {image_archive} again"
+        for key in sorted(alone.keys() - images.keys())
+    ]
+    spec.report_missing(missing)
     return pairs
 
 

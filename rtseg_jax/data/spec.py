@@ -1,9 +1,12 @@
 """What a dataset is: a table of classes, a list of names, and a function that loads one checked pair."""
 
+import contextlib
+import contextvars
 import dataclasses
 import io
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -237,6 +240,60 @@ def first(dataset: Dataset, num_examples: int) -> Dataset:
     return dataclasses.replace(dataset, names=dataset.names[:num_examples])
 
 
+def tolerant(
+    dataset: Dataset, allowed: int, *, one_size: bool, say: Callable[[str], object] = print
+) -> Dataset:
+    """A training set in which the next example takes the place of one that cannot be read.
+
+    Which one that is depends on the files alone, so a resumed run sees what an undisturbed one sees, as long as the same
+    ones are bad. Each is tried again whenever its turn comes.
+
+    Args:
+        dataset: Any dataset.
+        allowed: So many examples may be bad; one more, and loading raises what the first time was said of it.
+        one_size: Whether an example of another size than the first readable one is bad too; then that one is read here.
+        say: Told of each bad example, once: what is wrong, and what takes its place.
+
+    Raises:
+        ValueError: a negative number.
+        DataError: none of the first examples can be read.
+    """
+    if allowed < 0:
+        raise ValueError(f"{allowed} bad examples are impossible; 0 to stop at the first")
+    if allowed == 0:
+        return dataset
+    bad: dict[int, str] = {}
+    lock = threading.Lock()
+
+    def attempt(i: int) -> tuple[np.ndarray, np.ndarray]:
+        image, label = dataset.load(i)
+        if size is not None and label.shape != size:
+            found, wanted = (f"{h}x{w}" for h, w in (label.shape, size))
+            raise DataError(f"{dataset.name(i)} is {found} pixels (h x w), others {wanted}")
+        return image, label
+
+    def load(i: int) -> tuple[np.ndarray, np.ndarray]:
+        for j in (*range(i, len(dataset)), *range(i)):
+            try:
+                found = attempt(j)
+            except (DataError, OSError) as error:
+                with lock:
+                    new = j not in bad
+                    line = bad.setdefault(j, f"bad example {len(bad) + 1} of {allowed}: {error}")
+                    if len(bad) > allowed:
+                        raise DataError(f"{line}; more than input.max_bad allows") from error
+                    if new:
+                        say(f"{line}; the next one takes its place")
+            else:
+                return found
+        raise DataError(f"{dataset.table.name} {dataset.split}: no example can be read")
+
+    size = dataset.size
+    if one_size and size is None:  # that of the first example that can be read
+        size = load(0)[1].shape
+    return dataclasses.replace(dataset, load=load)
+
+
 def lookup(pairs: Iterable[tuple[int, int]]) -> UInt8[np.ndarray, "256"]:
     """A table raw value -> train id out of (raw, train id) pairs; every other raw value is `INVALID`."""
     table = np.full(256, INVALID, np.uint8)
@@ -302,6 +359,28 @@ def files(folder: pathlib.Path, *endings: str) -> dict[str, pathlib.Path]:
     return found
 
 
+_missing: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("missing", default=None)
+
+
+@contextlib.contextmanager
+def noting_missing() -> Iterator[list[str]]:
+    """Within the context a listing leaves out what lacks its counterpart, and adds a line for each to this list."""
+    token = _missing.set([])
+    try:
+        yield _missing.get()
+    finally:
+        _missing.reset(token)
+
+
+def report_missing(lines: Sequence[str]) -> None:
+    """Notes files that lack their counterparts, or raises what is wrong with the first one."""
+    if (noted := _missing.get()) is not None:
+        noted.extend(lines)
+    elif lines:
+        more = f" ({len(lines) - 1} more files are alone)" if len(lines) > 1 else ""
+        raise FileNotFoundError(f"{lines[0]}{more}")
+
+
 def pairs(
     images: Mapping[str, pathlib.Path],
     labels: Mapping[str, pathlib.Path],
@@ -322,17 +401,16 @@ def pairs(
     Raises:
         FileNotFoundError: a file is alone.
     """
-    alone = sorted(images.keys() ^ labels.keys())
-    if alone:
-        name = alone[0]
-        wanted, what, has = (
-            (label_at(name), "label", images[name])
-            if name in images
-            else (image_at(name), "image", labels[name])
-        )
-        more = f" ({len(alone) - 1} more files are alone)" if len(alone) > 1 else ""
-        raise FileNotFoundError(f"{wanted}: the {what} of {has} is missing{more}; {advice}")
-    return [(name, images[name], labels[name]) for name in sorted(images)]
+    alone = [
+        (label_at(name), "label", images[name])
+        if name in images
+        else (image_at(name), "image", labels[name])
+        for name in sorted(images.keys() ^ labels.keys())
+    ]
+    report_missing(
+        [f"{wanted}: the {what} of {has} is missing; {advice}" for wanted, what, has in alone]
+    )
+    return [(name, images[name], labels[name]) for name in sorted(images.keys() & labels.keys())]
 
 
 def folder_pairs(
@@ -397,7 +475,7 @@ def read_list(path: pathlib.Path, root: pathlib.Path) -> list[tuple[pathlib.Path
         DataError: a line that is not two paths, or no line at all.
         FileNotFoundError: a file of the list is missing.
     """
-    found = []
+    found, missing = [], []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         if not line.strip():
             continue
@@ -405,13 +483,16 @@ def read_list(path: pathlib.Path, root: pathlib.Path) -> list[tuple[pathlib.Path
         if len(fields) != 2:
             raise DataError(f"{path}, line {number}: expects 'image label', got {line.strip()!r}")
         image, label = (root / field.strip() for field in fields)
-        for wanted, other, what in ((image, label, "image"), (label, image, "label")):
-            if not wanted.is_file():
-                raise FileNotFoundError(
-                    f"{wanted}: the {what} of {other} is missing; {path}, line {number} names it"
-                )
-        found.append((image, label))
-    if not found:
+        lacking = [
+            f"{wanted}: the {what} of {other} is missing; {path}, line {number} names it"
+            for wanted, other, what in ((image, label, "image"), (label, image, "label"))
+            if not wanted.is_file()
+        ]
+        missing += lacking
+        if not lacking:
+            found.append((image, label))
+    report_missing(missing)
+    if not found and not missing:
         raise DataError(f"{path}: the list is empty; expects 'image label' lines")
     return found
 

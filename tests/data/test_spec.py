@@ -265,3 +265,50 @@ def test_patch_larger_than_the_image():
     )
     with pytest.raises(spec.DataError, match="is 32x64 pixels, smaller than a patch of 33x8"):
         whole.load(0)
+
+
+def _with_faults(faults, n=6, size=(6, 8)):
+    """A set of examples that show their numbers; loading those in `faults` raises or returns what is given there."""
+
+    def load(i):
+        fault = faults.get(i)
+        if isinstance(fault, Exception):
+            raise fault
+        shape = size if fault is None else fault
+        return np.full((*shape, 3), i, np.uint8), np.full(shape, i, np.uint8)
+
+    names = tuple(f"image{i}" for i in range(n))
+    return spec.Dataset(spec.TABLES["camvid"], "train", names, None, load)
+
+
+def test_the_next_example_takes_the_place_of_a_bad_one():
+    faults = {1: spec.DataError("no image"), 2: OSError("gone"), 5: (3, 4)}
+    said = []
+    dataset = spec.tolerant(_with_faults(faults), 3, one_size=True, say=said.append)
+    for _ in range(2):
+        taken = [int(dataset.load(i)[1][0, 0]) for i in range(6)]
+        assert taken == [0, 3, 3, 3, 4, 0]
+    assert said == [
+        "bad example 1 of 3: no image; the next one takes its place",
+        "bad example 2 of 3: gone; the next one takes its place",
+        "bad example 3 of 3: image5 is 3x4 pixels (h x w), others 6x8; the next one takes its place",
+    ]
+    faults[1] = None  # it is back
+    assert dataset.load(1)[1][0, 0] == 1
+    faults[3] = OSError("too")
+    with pytest.raises(spec.DataError, match="^bad example 4 of 3: too; more than input.max_bad"):
+        dataset.load(3)
+
+
+def test_what_bad_examples_are_allowed():
+    plain = _with_faults({0: spec.DataError("no image"), 5: (3, 4)})
+    assert spec.tolerant(plain, 0, one_size=True) is plain
+    sizes = spec.tolerant(plain, 1, one_size=False, say=str)
+    assert [sizes.load(i)[1].shape for i in (0, 5)] == [(6, 8), (3, 4)]
+    with pytest.raises(ValueError, match="^-1 bad examples are impossible"):
+        spec.tolerant(plain, -1, one_size=True)
+    nothing = _with_faults({i: OSError(f"gone {i}") for i in range(6)})
+    with pytest.raises(spec.DataError, match="^bad example 3 of 2: gone 2"):
+        spec.tolerant(nothing, 2, one_size=True, say=str)
+    with pytest.raises(spec.DataError, match="^camvid train: no example can be read"):
+        spec.tolerant(nothing, 9, one_size=True, say=str)
