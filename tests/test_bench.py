@@ -380,7 +380,7 @@ def test_picture(tmp_path):
         bench.picture([line(mode="e2e")], tmp_path / "fps.png")
 
 
-@pytest.mark.parametrize("script", ["input.py", "gpu_ops.py"])
+@pytest.mark.parametrize("script", ["input.py", "gpu_ops.py", "scaling.py"])
 def test_other_benchmarks_start(script):
     result = subprocess.run(
         [sys.executable, f"benchmarks/{script}", "--help"],
