@@ -1,9 +1,13 @@
 """Configs, by path or by name, with one-line errors; and what the programs set up for their process."""
 
+import contextlib
 import difflib
+import functools
 import json
+import math
 import os
 import pathlib
+import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -166,6 +170,100 @@ def read(workdir: pathlib.Path) -> ml_collections.ConfigDict:
         return tuple(restore(v) for v in value) if isinstance(value, list) else value
 
     return ml_collections.ConfigDict(restore(json.loads(path.read_text()))).lock()
+
+
+def _number(low: int, high: float = math.inf, *, above: bool = False) -> Callable[[Any], bool]:
+    """Whether a value is a number in [low, high], or in (low, high] with `above`."""
+    return lambda v: v <= high and (v > low if above else v >= low)
+
+
+def _each(fits: Callable[[Any], bool], count: int | None = None) -> Callable[[Any], bool]:
+    """Whether a value is a sequence of so many values (None: of one or more) that all fit."""
+    return lambda v: (len(v) >= 1 if count is None else len(v) == count) and all(map(fits, v))
+
+
+def _maybe(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda v: v is None or fits(v)
+
+
+def _is_pattern(text: str) -> bool:
+    with contextlib.suppress(re.error):
+        return bool(re.compile(text))
+    return False
+
+
+_COUNT, _SHARE, _SIZE = _number(1), _number(0, 1.0), _each(_number(1), 2)
+# What can be said of a value without looking at the data or at other values; the functions that take them say the rest.
+_ALLOWED = {
+    "seed": ("0 or more", _number(0)),
+    "dtype": ("float32 or bfloat16", lambda v: v in ("float32", "bfloat16")),
+    "batch_size": ("1 or more", _COUNT),
+    "accumulate": ("1 or more", _COUNT),
+    "num_epochs": ("0 or more", _number(0)),
+    "num_steps": ("0 or more", _number(0)),
+    "nonfinite": ("stop or skip", lambda v: v in ("stop", "skip")),
+    "ema_decay": ("a number in [0, 1)", lambda v: 0 <= v < 1),
+    "log_every": ("1 or more", _COUNT),
+    "checkpoint_every": ("1 or more", _COUNT),
+    "loss.class_weights": ("None, or numbers of 0 or more", _maybe(_each(_number(0)))),
+    "loss.threshold": ("a number in (0, 1]", _number(0, 1.0, above=True)),
+    "loss.min_kept": ("a number in [0, 1]", _SHARE),
+    "input.mode": ("resident or streaming", lambda v: v in ("resident", "streaming")),
+    "augment.crop": ("(h, w) in pixels", _SIZE),
+    "augment.crop_schedule": (
+        "((until a fraction of the run, (h, w)), ...)",
+        lambda v: all(_SHARE(until) and _SIZE(crop) for until, crop in v),
+    ),
+    "augment.squash": ("None, or (h, w) in pixels", _maybe(_SIZE)),
+    "augment.scales": ("numbers above 0", _each(_number(0, above=True))),
+    "augment.scale_range": (
+        "None, or (low, high) with 0 < low <= high",
+        _maybe(lambda v: len(v) == 2 and 0 < v[0] <= v[1]),
+    ),
+    "augment.flip": ("a number in [0, 1]", _SHARE),
+    "augment.jitter": ("three numbers of 0 or more", _each(_number(0), 3)),
+    "augment.mean": ("three numbers", _each(math.isfinite, 3)),
+    "augment.std": ("three numbers above 0", _each(_number(0, above=True), 3)),
+    "optim.lr": ("0 or more", lambda v: 0 <= v < math.inf),
+    "optim.schedule.power": ("0 or more", _number(0)),
+    "optim.schedule.decay": ("0 or more", _number(0)),
+    "optim.schedule.every_epochs": ("1 or more", _COUNT),
+    "optim.schedule.warmup_steps": ("0 or more", _number(0)),
+    "optim.schedule.warmup_start": ("0 or more", _number(0)),
+    "optim.method.betas": ("two numbers in [0, 1)", _each(lambda v: 0 <= v < 1, 2)),
+    "optim.method.eps": ("a number above 0", _number(0, above=True)),
+    "optim.method.momentum": ("a number in [0, 1)", lambda v: 0 <= v < 1),
+    "optim.method.weight_decay": ("0 or more", _number(0)),
+    "optim.method.groups": (
+        "((regular expression, factor of the rate, factor of the decay), ...)",
+        lambda v: all(_is_pattern(pattern) and _number(0)(lr * decay) for pattern, lr, decay in v),
+    ),
+    "eval.every_epochs": ("1 or more", _COUNT),
+    "eval.every_steps": ("0 or more", _number(0)),
+    "eval.batch_size": ("1 or more", _COUNT),
+    "eval.overlays": ("0 or more", _number(0)),
+    "eval.multiple": ("0 or more", _number(0)),
+    "eval.size": ("None, or (h, w) in pixels", _maybe(_SIZE)),
+}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses what no run could be made with.
+
+    Raises:
+        ValueError: the first impossible value, and what is allowed.
+    """
+    known = set(keys(config))
+    for key, (allowed, fits) in _ALLOWED.items():
+        if key not in known:  # a loss of its own options
+            continue
+        value = functools.reduce(lambda node, name: node[name], key.split("."), config)
+        try:
+            possible = fits(value)
+        except (TypeError, ValueError):
+            possible = False
+        if not possible:
+            raise ValueError(f"--config.{key}={value!r} is impossible; allowed: {allowed}")
 
 
 def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -60,6 +60,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
         TrainingDiverged: names the steps and the images of the first; the state is in workdir/diverged.
         checkpoint.Damaged: there are checkpoints, but none that can be read.
     """
+    settings.check(config)
     workdir = _make_workdir(workdir)
     with _in_one_line(config, workdir), _alone_in(workdir):
         return _train_and_evaluate(config, workdir)
@@ -87,7 +88,7 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path
     # Devices, network, optimizer, state
     devices = mesh.make_mesh()
     mesh.check_batch_size(config.batch_size, devices)
-    _check_options(config, devices.devices.size)
+    _check_accumulate(config, devices.devices.size)
     # Evaluation pads and masks its last batch, so it may take any number; here, a multiple of the devices.
     eval_batch_size = -(-config.eval.batch_size // devices.devices.size) * devices.devices.size
     variant = models.get(config.model.name)
@@ -323,16 +324,13 @@ def _lock(file: IO[str]) -> str:
     return ""
 
 
-def _check_options(config: ml_collections.ConfigDict, num_devices: int) -> None:
+def _check_accumulate(config: ml_collections.ConfigDict, num_devices: int) -> None:
     parts = config.accumulate
-    if parts < 1 or config.batch_size % (parts * num_devices):
+    if config.batch_size % (parts * num_devices):
         raise ValueError(
             f"batch_size {config.batch_size} cannot go through {num_devices} devices in accumulate"
-            f" {parts} parts; use a batch_size that {max(parts, 1) * num_devices} divides, or"
-            " another accumulate, 1 or more"
+            f" {parts} parts; use a batch_size that {parts * num_devices} divides, or another accumulate"
         )
-    if config.nonfinite not in ("stop", "skip"):
-        raise ValueError(f"unknown nonfinite '{config.nonfinite}'; choose 'stop' or 'skip'")
 
 
 def _initial_variables(model: Any, seed: int, sharding: Any) -> dict[str, Any]:
@@ -438,10 +436,6 @@ def _input(
                 yield resident.arrays, *mesh.place(devices, indices)
 
         return resident, batches
-    if config.input.mode != "streaming":
-        raise ValueError(
-            f"unknown input.mode '{config.input.mode}'; choose 'resident' or 'streaming'"
-        )
 
     def streamed():
         stream = pipeline.Streaming(

@@ -53,6 +53,7 @@ COMBINATIONS = [
 def test_loads_locked_and_builds_its_network(spec):
     config = settings.load(spec)
     assert config.is_locked
+    settings.check(config)
     model = models.create(config.model.name, num_classes=2, **settings.model_options(config))
     if "stage1" in spec or "control" in spec or "no_attention" in spec:
         assert model.attention == "none"

@@ -511,8 +511,11 @@ def test_accumulate_and_remat_are_read_from_the_config(tmp_path):
             {"accumulate": 2},
             "batch_size 4 cannot go through 4 devices in accumulate 2 parts; use a",
         ),
-        ({"accumulate": 0}, "accumulate 0 parts; use a batch_size that 4 divides, or another"),
-        ({"nonfinite": "ignore"}, "unknown nonfinite 'ignore'; choose 'stop' or 'skip'"),
+        ({"accumulate": 0}, "--config.accumulate=0 is impossible; allowed: 1 or more"),
+        (
+            {"nonfinite": "ignore"},
+            "--config.nonfinite='ignore' is impossible; allowed: stop or skip",
+        ),
     ],
 )
 def test_wrong_options_are_one_line(overrides, message, tmp_path):

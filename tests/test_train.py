@@ -204,7 +204,10 @@ def test_crop_schedule():
         ({"batch_size": 6}, "6 cannot be divided among 4 devices; use 4 or 8"),
         ({"batch_size": 16}, "batch_size 16 exceeds the 8 images"),
         ({"model__name": "eacnett_dabnet"}, "did you mean 'eacnet_dabnet'"),
-        ({"input__mode": "resdent"}, "choose 'resident' or 'streaming'"),
+        (
+            {"input__mode": "resdent"},
+            "input.mode='resdent' is impossible; allowed: resident or str",
+        ),
         ({"optim__method__name": "lion"}, "choose one of adam, adamw, sgd"),
         ({"loss__kind": "dice"}, "'cross_entropy' or 'ohem'"),
         ({"init_from__file": "a.pth", "init_from__workdir": "b"}, "both given; choose one"),
