@@ -6,7 +6,8 @@ python -m rtseg_jax.report RUN RUN --output=comparison.html
 
 The page of a run shows its scores beside those that the papers print for its network, the curves, IoU per class, the
 confusion, the images with the best and the worst mIoU of their own (their classes are predicted here, by the evaluated
-checkpoint; --images=0 leaves them out) and the config. It is one file that needs no network and no server.
+checkpoint; --images=0 leaves them out) and the config. The page of several runs shows their curves and scores together,
+the images on which they differ most, and where their configs differ. It is one file that needs no network and no server.
 """
 
 import base64
@@ -19,7 +20,7 @@ import math
 import os
 import pathlib
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
 from typing import Any
 
@@ -31,7 +32,7 @@ from tqdm import tqdm
 
 from rtseg_jax import charts, data, drawing, evaluate, metrics, runs, settings
 from rtseg_jax.data import pipeline
-from rtseg_jax.data.spec import ClassTable, Image3, Label
+from rtseg_jax.data.spec import ClassTable, Dataset, Image3, Label
 
 NOTHING = "–"  # in place of a figure that is not there
 MAX_SIDE = 640  # of an embedded picture, in pixels
@@ -63,20 +64,30 @@ class Picture:
     prediction: Label
 
 
-def best_and_worst(run: runs.Run, count: int, root: str | None = None) -> tuple[list[Picture], str]:
-    """Predicts the evaluated split once more, as it was evaluated.
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+    """An image that several runs were evaluated on.
 
-    Args:
-        run: With an evaluation.
-        count: How many pictures.
-        root: The data set's folder, if it has moved.
+    Attributes:
+        name: Of the example.
+        photo: RGB.
+        truth: Train ids or 255.
+        predictions: By run, the image's own mIoU and the train ids.
+    """
 
-    Returns:
-        The pictures, from the best to the worst mIoU, and a line if they do not fit the evaluation, else "".
+    name: str
+    photo: Image3
+    truth: Label
+    predictions: dict[str, tuple[float, Label]]
 
-    Raises:
-        FileNotFoundError: no data or no checkpoint.
-        ValueError: the evaluated checkpoint is not kept; or as of data.load().
+
+Examined = Iterator[tuple[int, np.ndarray, Label]]
+
+
+def _examiner(run: runs.Run, root: str | None) -> tuple[Dataset, Callable[[Dataset], Examined]]:
+    """The evaluated split, and a function that predicts it, or a part of it, as it was evaluated.
+
+    That gives of each example its index, its confusion int64 [k, k] and its class map, which is padded where sizes vary.
     """
     given = run.evaluation
     config, model, variables, _ = evaluate.load_run(run.workdir, str(given["step"]))
@@ -93,22 +104,47 @@ def best_and_worst(run: runs.Run, count: int, root: str | None = None) -> tuple[
         mean=config.augment.mean,
         std=config.augment.std,
     )
+    eval_step = evaluate.counting(classify, run.table.num_classes)
+
+    def examine(dataset: Dataset) -> Examined:
+        batches = pipeline.eval_batches(dataset, 1, multiple=config.eval.get("multiple", 0))
+        for images, labels, mask, indices in tqdm(
+            batches, total=len(dataset), desc=run.name, unit="image", disable=None
+        ):
+            confusion, classes = map(np.asarray, eval_step(images, labels, mask))
+            yield int(indices[0]), confusion, classes[0]
+
+    return dataset, examine
+
+
+def best_and_worst(run: runs.Run, count: int, root: str | None = None) -> tuple[list[Picture], str]:
+    """Predicts the evaluated split once more, as it was evaluated.
+
+    Args:
+        run: With an evaluation.
+        count: How many pictures.
+        root: The data set's folder, if it has moved.
+
+    Returns:
+        The pictures, from the best to the worst mIoU, and a line if they do not fit the evaluation, else "".
+
+    Raises:
+        FileNotFoundError: no data or no checkpoint.
+        ValueError: the evaluated checkpoint is not kept; or as of data.load().
+    """
+    given = run.evaluation
+    dataset, examine = _examiner(run, root)
     names = run.table.class_names
-    eval_step = evaluate.counting(classify, len(names))
     total = np.zeros((len(names), len(names)), np.int64)
     kept: dict[int, tuple[metrics.Scores, Label]] = {}
 
     def ranked() -> list[int]:
         return sorted(kept, key=lambda index: (-kept[index][0].miou, index))
 
-    batches = pipeline.eval_batches(dataset, 1, multiple=config.eval.get("multiple", 0))
-    for images, labels, mask, indices in tqdm(
-        batches, total=len(dataset), unit="image", disable=None
-    ):
-        confusion, classes = map(np.asarray, eval_step(images, labels, mask))
+    for index, confusion, classes in examine(dataset):
         total += confusion
         if confusion.any():
-            kept[int(indices[0])] = metrics.scores(confusion), classes[0]
+            kept[index] = metrics.scores(confusion), classes
         if len(kept) > count:
             del kept[ranked()[-(-count // 2)]]
     pictures = []
@@ -125,6 +161,44 @@ def best_and_worst(run: runs.Run, count: int, root: str | None = None) -> tuple[
         f"The pictures do not fit this evaluation: the split has a pixel accuracy of {_percent(here)} % here and of"
         f" {_percent(there)} % there. The data, their size or the program have changed since."
     )
+
+
+def most_different(
+    group: Sequence[runs.Run], count: int, root: str | None = None
+) -> list[Contrast]:
+    """The images on which the mIoU of runs is farthest apart, the farthest first.
+
+    Args:
+        group: Runs that were evaluated on the same split.
+        count: How many images.
+        root: The data set's folder, if it has moved.
+
+    Raises:
+        FileNotFoundError: no data or no checkpoint.
+        ValueError: a run's data are not those of the first; or as of `best_and_worst`.
+    """
+    examiners = [_examiner(run, root) for run in group]
+    dataset = examiners[0][0]
+    mious = np.full((len(group), len(dataset)), np.nan)
+    for run, (own, examine), row in zip(group, examiners, mious, strict=True):
+        if own.names != dataset.names:
+            raise ValueError(f"the images of {run.name} are not those of {group[0].name}")
+        for index, confusion, _ in examine(own):
+            row[index] = metrics.scores(confusion).miou
+    usable = np.flatnonzero(np.isfinite(mious).all(axis=0))
+    spread = np.ptp(mious[:, usable], axis=0)
+    chosen = usable[np.argsort(-spread, kind="stable")[:count]].tolist()
+    predictions: dict[int, dict[str, tuple[float, Label]]] = {index: {} for index in chosen}
+    for run, (own, examine), row in zip(group, examiners, mious, strict=True):
+        part = dataclasses.replace(
+            own,
+            names=tuple(own.names[index] for index in chosen),
+            load=lambda i, load=own.load: load(chosen[i]),
+        )
+        for i, _, classes in examine(part):
+            h, w = part.load(i)[1].shape
+            predictions[chosen[i]][run.name] = float(row[chosen[i]]), classes[:h, :w]
+    return [Contrast(dataset.names[i], *dataset.load(i), predictions[i]) for i in chosen]
 
 
 # Pieces of HTML
@@ -405,8 +479,48 @@ def _pictures(run: runs.Run, pictures: Sequence[Picture], note: str) -> str:
     return _note(how) + _note(note) + shown if figures else _note(note)
 
 
+def _contrasts(contrasts: Sequence[Contrast], group: Sequence[runs.Run], note: str) -> str:
+    """Photo, truth and each run's classes of some images, and the colours of the classes in them."""
+    if not contrasts:
+        return _note(note)
+    table = next(run.table for run in group if run.evaluation)
+    keys = {run.name: _key(i) for i, run in enumerate(group)}
+    found = {int(c) for x in contrasts for c in np.unique(x.truth)}
+    found |= {
+        int(c) for x in contrasts for _, map_ in x.predictions.values() for c in np.unique(map_)
+    }
+    chips = "".join(
+        f"<li>{_swatch(color)}{_text(name)}</li>"
+        for c, (name, color) in enumerate(zip(table.class_names, table.palette, strict=True))
+        if c in found
+    )
+    how = "The images whose own mIoU, in %, lies farthest apart."
+    return (
+        f'{_note(how)}{_note(note)}<ul class="chips">{chips}</ul>'
+        f'<div class="contrasts">{"".join(_contrast(x, table, keys) for x in contrasts)}</div>'
+    )
+
+
+def _contrast(contrast: Contrast, table: ClassTable, keys: dict[str, str]) -> str:
+    maps = {"truth": contrast.truth}
+    maps |= {f"of {name}": classes for name, (_, classes) in contrast.predictions.items()}
+    uris, (w, h) = _embedded(contrast.photo, maps, table)
+    best = max(miou for miou, _ in contrast.predictions.values())
+    titles = ["photo", "truth"]
+    for name, (miou, _) in contrast.predictions.items():
+        mark = f' class="{_mark(miou, best)}"' if miou == best else ""
+        titles.append(f"{keys[name]}{_text(name)} <b{mark}>{_percent(miou)}</b>")
+    cells = "".join(
+        f'<figure><img src="{uri}" width="{w}" height="{h}" alt="{_text(kind)}, {_text(contrast.name)}">'
+        f"<figcaption>{title}</figcaption></figure>"
+        for (kind, uri), title in zip(uris.items(), titles, strict=True)
+    )
+    return f'<h3>{_text(contrast.name)}</h3><div class="contrast">{cells}</div>\n'
+
+
 def _picture(picture: Picture, table: ClassTable, rank: str) -> str:
-    uris, (w, h) = _embedded(picture, table)
+    maps = {"prediction": picture.prediction, "truth": picture.truth}
+    uris, (w, h) = _embedded(picture.photo, maps, table)
     layers = "".join(
         f'<img class="{name}" src="{uri}" width="{w}" height="{h}" draggable="false"'
         f' alt="{name} of {_text(picture.name)}">'
@@ -429,16 +543,18 @@ def _picture(picture: Picture, table: ClassTable, rank: str) -> str:
     )
 
 
-def _embedded(picture: Picture, table: ClassTable) -> tuple[dict[str, str], tuple[int, int]]:
-    """The data URIs of a picture's photo, prediction and truth, and their (w, h)."""
-    h, w = picture.truth.shape
+def _embedded(
+    photo: Image3, maps: dict[str, Label], table: ClassTable
+) -> tuple[dict[str, str], tuple[int, int]]:
+    """The data URIs of a photo and of its class maps by name, and their (w, h)."""
+    h, w = photo.shape[:2]
     shrink = min(1.0, MAX_SIDE / max(h, w))
     size = max(1, round(shrink * w)), max(1, round(shrink * h))
-    photo = Image.fromarray(picture.photo).resize(size, Image.Resampling.LANCZOS)
+    small = Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS)
     colors = np.zeros((256, 3), np.uint8)  # ignored pixels are black
     colors[: table.num_classes] = table.palette
-    uris = {"photo": _data_uri(photo, "jpeg", quality=82)}
-    for name, classes in (("prediction", picture.prediction), ("truth", picture.truth)):
+    uris = {"photo": _data_uri(small, "jpeg", quality=82)}
+    for name, classes in maps.items():
         ids = Image.fromarray(classes).resize(size, Image.Resampling.NEAREST)
         ids.putpalette(colors.tobytes())
         uris[name] = _data_uri(ids, "png", optimize=True)
@@ -505,15 +621,29 @@ def run_page(run: runs.Run, pictures: Sequence[Picture] = (), note: str = "") ->
     return _page(title, about, _headline(run), sections)
 
 
-def comparison_page(group: Sequence[runs.Run]) -> str:
-    """The page of several runs side by side as HTML."""
-    evaluated = [run for run in group if run.evaluation]
+def _comparable(group: Sequence[runs.Run]) -> bool:
+    """Whether those of the runs that were evaluated were so on the same images and classes."""
     labelled = {
         (run.dataset, run.split, run.evaluation["images"], run.table.class_names)
-        for run in evaluated
+        for run in group
+        if run.evaluation
     }
-    comparable, note = len(labelled) == 1, ""
-    if len(labelled) > 1:
+    return len(labelled) == 1
+
+
+def comparison_page(
+    group: Sequence[runs.Run], contrasts: Sequence[Contrast] = (), why_none: str = ""
+) -> str:
+    """The page of several runs side by side as HTML.
+
+    Args:
+        group: Of runs.read().
+        contrasts: Of most_different().
+        why_none: A line about why there are none.
+    """
+    evaluated = [run for run in group if run.evaluation]
+    comparable, note = _comparable(group), ""
+    if evaluated and not comparable:
         listed = "; ".join(
             f"{run.name}: {run.dataset} {run.split}, {run.evaluation['images']} images"
             f" of {run.table.num_classes} classes"
@@ -523,6 +653,7 @@ def comparison_page(group: Sequence[runs.Run]) -> str:
     sections = [
         _section("curves", "Curves", _curves(group)),
         _section("classes", "IoU per class", _classes_side_by_side(group, comparable)),
+        _section("images", "Where they differ most", _contrasts(contrasts, group, why_none)),
         _section("config", "Where the configs differ", _differences(group)),
     ]
     head = f'<div class="box">{_note(note)}{_runs_side_by_side(group, comparable)}</div>'
@@ -617,7 +748,7 @@ def write_report(
         workdirs: Folders of the runs.
         output: The file; None for report.html in the run's folder, or comparison.html here.
         evaluation: Of runs.read(); of several runs, each has its own in its folder.
-        images: How many pictures of a run, 0 for none.
+        images: How many pictures, 0 for none.
         root: The data set's folder, if it has moved.
 
     Returns:
@@ -646,7 +777,7 @@ def write_report(
     if alone:
         page = run_page(group[0], *_pictures_or_why_not(group[0], images, root))
     else:
-        page = comparison_page(group)
+        page = comparison_page(group, *_contrasts_or_why_not(group, images, root))
     output.write_text(page, encoding="utf-8")
     return output
 
@@ -657,9 +788,25 @@ def _pictures_or_why_not(run: runs.Run, images: int, root: str | None) -> tuple[
     try:
         return best_and_worst(run, images, root)
     except (ValueError, OSError) as error:
-        why = " ".join(str(error).split())
-        print(f"no pictures: {why}")
-        return [], f"No pictures: {why}"
+        return [], _why_not(error)
+
+
+def _contrasts_or_why_not(
+    group: Sequence[runs.Run], images: int, root: str | None
+) -> tuple[list[Contrast], str]:
+    evaluated = [run for run in group if run.evaluation]
+    if len(evaluated) < 2 or not _comparable(group) or not images:
+        return [], ""
+    try:
+        return most_different(evaluated, images, root), ""
+    except (ValueError, OSError) as error:
+        return [], _why_not(error)
+
+
+def _why_not(error: Exception) -> str:
+    why = " ".join(str(error).split())
+    print(f"no pictures: {why}")
+    return f"No pictures: {why}"
 
 
 def main(argv: list[str]) -> None:

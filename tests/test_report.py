@@ -683,6 +683,58 @@ def test_scores_of_different_data_have_no_best(tmp_path, other):
     assert not page.all("td", "best")
 
 
+@pytest.fixture
+def pair(trained, loaded, network, tmp_path, monkeypatch):
+    """Two runs: the trained one, and one that sees everything eight pixels too far to the right."""
+
+    def shifted(frames):
+        return np.roll(np.asarray(network(frames)), 8, axis=2)
+
+    for name in ("a", "b"):
+        shutil.copytree(trained, tmp_path / name)
+    monkeypatch.setattr(
+        evaluate, "load_run", lambda path, *_: (loaded[1][0], path.name, *loaded[1][2:])
+    )
+    networks = {"a": network, "b": shifted}
+    monkeypatch.setattr(evaluate, "classifier", lambda name, *_, **options: networks[name])
+    return tmp_path / "a", tmp_path / "b"
+
+
+def test_the_images_on_which_runs_differ_most(pair, predicted, tmp_path, capsys):
+    page = written(pair, images=3, output=tmp_path / "page.html")
+    maps, mious = {}, {}
+    for name, (miou, photo, classes, truth) in predicted.items():
+        moved = np.roll(classes, 8, axis=1)
+        scores = metrics.scores(confusion_of(truth, moved, 19))
+        maps[name], mious[name] = (photo, truth, classes, moved), (miou, scores.miou)
+    chosen = sorted(predicted, key=lambda name: -abs(np.subtract(*mious[name])))[:3]
+    assert [text for _, text in page.all("h3") if text in predicted] == chosen
+    shown = [decoded(a["src"]) for a, _ in page.all("img")]
+    captions = [text for _, text in page.all("figcaption") if text.split()[0] in "photo truth a b"]
+    table = spec.TABLES["cityscapes"]
+    for name in chosen:
+        (photo, *ids), (a, b) = maps[name], mious[name]
+        images, texts = [[x.pop(0) for _ in range(4)] for x in (shown, captions)]
+        assert np.abs(np.asarray(images[0], int) - photo).mean() < 6  # JPEG
+        for image, classes in zip(images[1:], ids, strict=True):
+            np.testing.assert_array_equal(image.convert("RGB"), table.colorize(classes))
+        assert texts == ["photo", "truth", f"a {100 * a:.2f}", f"b {100 * b:.2f}"]
+    assert not shown
+    best = [text for _, text in page.all("b", "best")]
+    assert best == [f"{100 * max(mious[name]):.2f}" for name in chosen]
+    assert not written(pair, images=0, output=tmp_path / "page.html").all("img")
+
+
+def test_why_runs_have_no_pictures_together(pair, tmp_path, capsys):
+    def fail(*_):
+        raise FileNotFoundError("no data here;\nset it")
+
+    evaluate.load_run = fail
+    page = written(pair, output=tmp_path / "page.html")
+    assert "No pictures: no data here; set it" in page.notes and not page.all("img")
+    assert "no pictures: no data here; set it\n" in capsys.readouterr().out
+
+
 def test_equal_runs_in_folders_of_one_name(tmp_path):
     pair = [make(tmp_path / day / "run") for day in ("monday", "tuesday")]
     page = written(pair, output=tmp_path / "page.html")
@@ -826,9 +878,14 @@ def page_file(trained, compiled, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark"), (1280, "dark")])
-@pytest.mark.parametrize("pages", ["run", "runs", "many classes"])
-def test_it_renders_without_scrolling_sideways(visit, page_file, tmp_path, width, scheme, pages):
+@pytest.mark.parametrize("pages", ["run", "runs", "compared", "many classes"])
+def test_it_renders_without_scrolling_sideways(
+    visit, page_file, tmp_path, request, width, scheme, pages
+):
     path = page_file
+    if pages == "compared":
+        pair = request.getfixturevalue("pair")
+        path = report.write_report(pair, images=2, output=tmp_path / "page.html")
     if pages == "runs":
         long = "a_name_without_a_place_to_break_it_" * 3
         pair = [make(tmp_path / long), make(tmp_path / "b", "eacnet:erfnet,cityscapes")]
