@@ -73,6 +73,11 @@ def open_manager(workdir: pathlib.Path, *, read_only: bool = False) -> ocp.Check
         # Renamed before they are deleted: what a kill leaves of them is not taken for a checkpoint.
         todelete_subdir=None if read_only else _DELETED,
     )
+    # Every device has the whole state, so one of them writes it. Else each would write a slice of every array, and the
+    # first save would compile a program for every shape of these: seconds, for a state of a few MB.
+    ocp.type_handlers.register_type_handler(
+        jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
+    )
     # Named here, or a manager that has not saved yet cannot tell what a checkpoint holds.
     handler = ocp.StandardCheckpointHandler()
     try:

@@ -55,6 +55,7 @@ FLOORS = {
     "train": 5,
     "main": 6,
     "predict": 6,
+    "demo": 6.1,  # predict, on a page
     "export": 6,
     "export_onnx": 3,
     "convert": 4.5,  # a program, and where training begins from a file
@@ -178,7 +179,7 @@ def test_configs_are_plain_data():
             assert name.split(".")[0] in ("ml_collections", "configs"), f"{path.name}: {name}"
 
 
-HEAVY = ("tensorflow", "tensorflow_datasets", "torch")
+HEAVY = ("tensorflow", "tensorflow_datasets", "torch", "gradio")
 
 
 @pytest.mark.parametrize(
@@ -187,6 +188,7 @@ HEAVY = ("tensorflow", "tensorflow_datasets", "torch")
         "train",
         "evaluate",
         "predict",
+        "demo",
         "report",
         "export",
         "convert",
