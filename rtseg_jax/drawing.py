@@ -1,6 +1,9 @@
 """Class maps as pictures: laid over the photo, above a legend of the classes that are shown."""
 
+import base64
 import functools
+import io
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -59,3 +62,10 @@ def occurring(table: ClassTable, *maps: Label) -> tuple[int, ...]:
     """The train ids of the classes that occur in any of some class maps."""
     found = set().union(*(np.unique(classes).tolist() for classes in maps))
     return tuple(c for c in range(table.num_classes) if c in found)
+
+
+def data_uri(image: Image.Image, kind: str, **options: Any) -> str:
+    """An image inside a page, as an URL: `kind` is "png" or "jpeg", `options` are those of saving it as one."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

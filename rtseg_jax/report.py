@@ -10,11 +10,9 @@ checkpoint; --images=0 leaves them out) and the config. The page of several runs
 the images on which they differ most, and where their configs differ. It is one file that needs no network and no server.
 """
 
-import base64
 import dataclasses
 import functools
 import html
-import io
 import json
 import math
 import os
@@ -553,18 +551,12 @@ def _embedded(
     small = Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS)
     colors = np.zeros((256, 3), np.uint8)  # ignored pixels are black
     colors[: table.num_classes] = table.palette
-    uris = {"photo": _data_uri(small, "jpeg", quality=82)}
+    uris = {"photo": drawing.data_uri(small, "jpeg", quality=82)}
     for name, classes in maps.items():
         ids = Image.fromarray(classes).resize(size, Image.Resampling.NEAREST)
         ids.putpalette(colors.tobytes())
-        uris[name] = _data_uri(ids, "png", optimize=True)
+        uris[name] = drawing.data_uri(ids, "png", optimize=True)
     return uris, size
-
-
-def _data_uri(image: Image.Image, kind: str, **options: Any) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _values(config: ConfigDict) -> dict[str, str]:

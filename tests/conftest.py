@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 
 # What a program computes does not depend on how well LLVM optimises it, and most of the suite's time is compiling.
 os.environ["XLA_FLAGS"] = (
@@ -34,3 +35,24 @@ def _forget_compiled_programs():
     """They come back from the cache on disk; kept, they are gigabytes by the end of the suite."""
     yield
     jax.clear_caches()
+
+
+CHROMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+QUIET = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync"
+    " --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
+).split()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium without windows, with a camera that shows a test picture."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    with playwright.sync_playwright() as started:
+        path = next(filter(None, map(shutil.which, CHROMES)), started.chromium.executable_path)
+        if not pathlib.Path(path).is_file():
+            pytest.skip("no Chromium or Chrome on the PATH")
+        chrome = started.chromium.launch(executable_path=path, args=QUIET)
+        yield chrome
+        chrome.close()

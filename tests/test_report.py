@@ -826,24 +826,6 @@ def test_the_program(trained, tmp_path):
 
 # In a browser
 
-CHROMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-QUIET = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    " --disable-component-update --disable-sync"
-).split()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    with playwright.sync_playwright() as started:
-        path = next(filter(None, map(shutil.which, CHROMES)), started.chromium.executable_path)
-        if not pathlib.Path(path).is_file():
-            pytest.skip("no Chromium or Chrome on the PATH")
-        chrome = started.chromium.launch(executable_path=path, args=QUIET)
-        yield chrome
-        chrome.close()
-
 
 @pytest.fixture
 def visit(browser):
