@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -103,6 +104,13 @@ def test_torture_sees_what_differs(tmp_path):
     with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(log(tmp_path / "b")[-1]) + "\n")
     assert torture.differences(tmp_path / "a", tmp_path / "b") == ["metrics.jsonl"]
+
+
+def test_the_tests_that_torture_names_are_there():
+    source = "".join((ROOT / "tests" / name).read_text() for name in torture.FILES)
+    for _, expression in (*torture.FAULTS, *torture.SCALING):
+        for name in re.findall(r"test_\w+", expression):
+            assert f"def {name}" in source
 
 
 # Checkpoints and the folder

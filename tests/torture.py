@@ -24,6 +24,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 MOMENTS = ("start and first compilation", "step", "checkpoint write", "evaluation")
 EVERY = {"num_steps": 12, "eval.every_steps": 6, "checkpoint_every": 2}
 
+# Where the tests below are.
+FILES = ("test_checkpoint.py", "test_reliability.py", "test_multihost.py", "test_scaling.py")
+FILES += ("test_train.py", "data/test_pipeline.py")
+
 # What is injected, and the tests that do it.
 FAULTS = (
     ("a file of the newest checkpoint halved", "test_whatever_file and halved"),
@@ -41,8 +45,26 @@ FAULTS = (
     ("loss not finite", "test_divergence_names or test_a_step_is_looked_at"),
     ("loss not finite, steps skipped", "test_skipping"),
     ("file removed, truncated, replaced or resized while training", "test_data_that and not label"),
+    ("bad files that are allowed", "test_bad_data_that_is_allowed"),
     ("label out of range while training", "test_data_that and label"),
     ("device memory full", "test_a_full_device"),
+)
+
+# What holds whatever the number of devices and processes, and the tests of it.
+SCALING = (
+    ("two processes of two devices train what one of four trains", "test_two_processes_train"),
+    ("a checkpoint of two processes goes on in one", "test_checkpoint_of_two_processes"),
+    ("one device trains what four train", "test_one_device_equals_four"),
+    ("a batch in parts, over devices or not, has the whole one's gradient", "test_accumulated"),
+    ("no frame is sent from device to device", "test_parts_of_a_batch or test_a_step_sends"),
+    (
+        "processes see each example of an epoch once",
+        "test_processes_share_a or test_processes_share_the_stream",
+    ),
+    (
+        "every image is evaluated once",
+        "test_evaluation_drops or test_processes_share_the_evaluation",
+    ),
 )
 
 
@@ -210,30 +232,19 @@ def torture(folder, combination, kills, seed, cold=True):
             return landed, compared, found
 
 
-def inject_faults():
-    """Runs the tests of FAULTS; returns rows of (fault, injected, passed, skipped)."""
-    rows = []
-    for fault, expression in FAULTS:
+def try_out(rows):
+    """Runs the tests of FAULTS or SCALING; returns rows of (what, tests, passed, skipped)."""
+    found = []
+    for what, expression in rows:
         with tempfile.NamedTemporaryFile(suffix=".xml") as report:
-            subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "pytest",
-                    "-q",
-                    "-k",
-                    expression,
-                    f"--junitxml={report.name}",
-                ]
-                + ["tests/test_checkpoint.py", "tests/test_reliability.py"],
-                cwd=ROOT,
-                capture_output=True,
-            )
+            command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report.name}"]
+            command += ["-k", expression, *(f"tests/{name}" for name in FILES)]
+            subprocess.run(command, cwd=ROOT, capture_output=True)
             suite = xml.etree.ElementTree.parse(report.name).getroot().find("testsuite")
         count, skipped = int(suite.get("tests")), int(suite.get("skipped"))
         bad = int(suite.get("failures")) + int(suite.get("errors"))
-        rows.append((fault, count - skipped, count - skipped - bad, skipped))
-    return rows
+        found.append((what, count - skipped, count - skipped - bad, skipped))
+    return found
 
 
 def main():
@@ -241,7 +252,9 @@ def main():
     parser.add_argument("--kills", type=int, default=2, help="of each combination")
     parser.add_argument("--combinations", type=int, default=len(COMBINATIONS), help="the first n")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--faults", action="store_true", help="the other faults too")
+    parser.add_argument(
+        "--faults", action="store_true", help="the other faults and the scaling too"
+    )
     given = parser.parse_args()
     print("# Faults injected into training, and what was lost\n")
     print(
@@ -267,13 +280,12 @@ def main():
         cells += [landed[m] for m in MOMENTS] + [compared, ", ".join(found[:3]) or "yes"]
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
     print(f"\n{total} kills.")
-    if given.faults:
-        print(
-            "\n| fault | tests | as it should be | not possible here |\n| --- | --- | --- | --- |"
-        )
-        for fault, count, good, skipped in inject_faults():
+    for title, rows in (("fault", FAULTS), ("scaling", SCALING)) if given.faults else ():
+        print(f"\n| {title} | tests | as it should be | not possible here |")
+        print("| --- | --- | --- | --- |")
+        for what, count, good, skipped in try_out(rows):
             failed = failed or good < count or count + skipped == 0
-            print(f"| {fault} | {count} | {good} | {skipped} |", flush=True)
+            print(f"| {what} | {count} | {good} | {skipped} |", flush=True)
     sys.exit(failed)
 
 
