@@ -217,11 +217,12 @@ def torture(folder, combination, kills, seed, cold=True):
     finish(process)
     cache = folder / ("cache" if cold else "cache_of_whole")
     landed, compared, found, number = collections.Counter(), 0, [], 0
+    first = int(rng.integers(len(MOMENTS)))
     while True:
         workdir = folder / f"run{number}"
         process = start(workdir, combination, cache)
         if sum(landed.values()) < kills:
-            moment = MOMENTS[(sum(landed.values()) + int(rng.integers(2))) % len(MOMENTS)]
+            moment = MOMENTS[(first + sum(landed.values())) % len(MOMENTS)]
             if kill_at(process, workdir, moment, rng, compile_seconds):
                 landed[moment] += 1
                 continue
