@@ -5,6 +5,7 @@ A flipped bit in an array can go unnoticed by the format, so no checkpoint is re
 
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -32,6 +33,17 @@ _CHANGING = ("skipped",)  # a run may begin or cease to count its skipped steps
 
 class Damaged(ValueError):
     """The files of a checkpoint are not those that were written; the message is one line and names the folder."""
+
+
+@functools.cache
+def _write_from_one_device() -> None:
+    """Every device has the whole state, so one of them writes it.
+
+    Else each would write a slice of every array, and the first save would compile a program for every shape of these:
+    seconds, for a state of a few MB.
+    """
+    handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 def open_manager(workdir: pathlib.Path, *, read_only: bool = False) -> ocp.CheckpointManager:
@@ -73,11 +85,7 @@ def open_manager(workdir: pathlib.Path, *, read_only: bool = False) -> ocp.Check
         # Renamed before they are deleted: what a kill leaves of them is not taken for a checkpoint.
         todelete_subdir=None if read_only else _DELETED,
     )
-    # Every device has the whole state, so one of them writes it. Else each would write a slice of every array, and the
-    # first save would compile a program for every shape of these: seconds, for a state of a few MB.
-    ocp.type_handlers.register_type_handler(
-        jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
-    )
+    _write_from_one_device()
     # Named here, or a manager that has not saved yet cannot tell what a checkpoint holds.
     handler = ocp.StandardCheckpointHandler()
     try:

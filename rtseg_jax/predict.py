@@ -9,10 +9,10 @@ is searched for images and videos with all below it; a number is a camera, until
 
 Frames of any size are taken, and a class map has its frame's size. What the network sees is, in this order: --size;
 the size that the run was evaluated at, where its config names one; the frame itself, shrunk in its shape where it has
-more than --max_pixels, enlarged where a side is below 32 pixels. This resizing is part of the compiled program. A program is made for one size of frames: images are taken in the order
-of their sizes, each size is compiled once, and how many there are is printed. --multiple=N pads frames to multiples of
-N pixels by their last row and column, so that many similar sizes share few programs; off by default, for it changes
-what the network sees near the border.
+more than --max_pixels, enlarged where a side is below 32 pixels. This resizing is part of the compiled program. A
+program is made for one size of frames: images are taken in the order of their sizes, each size is compiled once, and
+how many there are is printed. --multiple=N pads frames to multiples of N pixels by their last row and column, so that
+many similar sizes share few programs; off by default, for it changes what the network sees near the border.
 
 A file that cannot be used stops nothing: it is named at the end, and the exit code is 1.
 """

@@ -88,7 +88,10 @@ def define_config_flag() -> flags.FlagHolder:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """flags.FLAGS(argv), with the config found by name and a misspelt key answered with the nearest one."""
+    """flags.FLAGS(argv), with the config found by name and a misspelt key answered with the nearest one.
+
+    --config.KEY=None is understood here: ml_collections makes (None,) or an error of it.
+    """
     spec, at, known = None, None, []
     for i, argument in enumerate(argv[1:], start=1):
         if argument.lstrip("-") == "config" and i + 1 < len(argv):
@@ -99,21 +102,27 @@ def _parse_flags(argv: list[str]) -> list[str]:
         found = find_config(spec)
         known = list(keys(load(found)))  # what the file refuses is told by its own message
         argv = [*argv[:at], found if argv[at] == spec else f"--config={found}", *argv[at + 1 :]]
+    given = {a: re.fullmatch(r"--?config\.([^=]+)(=None)?.*", a) for a in argv[1:]}
+    leaves = {key for key in known if not any(other.startswith(f"{key}.") for other in known)}
+    empty = {a: match[1] for a, match in given.items() if match and match[2] and match[1] in leaves}
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS([a for a in argv if a not in empty])
     except (AttributeError, KeyError):
-        for argument in argv[1:]:
-            key = argument.lstrip("-").partition("=")[0].removeprefix("config.")
-            if argument.lstrip("-").startswith("config.") and key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean --config.{near[0]}?" if near else f"keys: {', '.join(known)}"
-                raise ValueError(f"the config has no key '{key}'; {hint}") from None
+        for key in (match[1] for match in given.values() if match and match[1] not in known):
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean --config.{near[0]}?" if near else f"keys: {', '.join(known)}"
+            raise ValueError(f"the config has no key '{key}'; {hint}") from None
         raise
+    for key in empty.values():
+        *parents, leaf = key.split(".")
+        functools.reduce(lambda node, name: node[name], parents, flags.FLAGS.config)[leaf] = None
+    return rest
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """absl's app.run, with what the user did wrong printed as one line and exit code 1."""
-    expected = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, flags.Error)
+    expected = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)
+    expected += (ImportError, flags.Error)  # of a package that an extra brings
 
     def fail(error):
         if os.environ.get("RTSEG_TRACEBACK"):

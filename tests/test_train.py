@@ -239,6 +239,8 @@ def program(*arguments, cwd=ROOT):
     ("arguments", "message"),
     [
         (["--config=eacnet:smoke", "--workdir=w", "--config.optm.lr=1"], "config.optim.lr?"),
+        (["--config=eacnet:smoke", "--workdir=w", "--config.optm.lr=None"], "config.optim.lr?"),
+        (["--config=eacnet:smoke", "--workdir=w", "--config.seed=None"], "allowed: 0 or more"),
         (["--config=eacnet:smoke", "--workdir=w", "--config.optim.lr=fast"], "fast"),
         (["--config=ecanet", "--workdir=w"], "did you mean 'eacnet'"),
         (["--config=eacnet:dab", "--workdir=w"], "unknown argument 'dab'"),
@@ -255,6 +257,20 @@ def test_the_program_answers_in_one_line(arguments, message, tmp_path):
     assert len(errors) == 1, result.stderr
     assert message in errors[0]
     assert "Traceback" not in result.stderr
+
+
+def test_none_is_nothing_on_the_command_line():
+    """Of a tuple, ml_collections would make (None,), and of a number an error."""
+    code = (
+        "from rtseg_jax import settings; flag = settings.define_config_flag();"
+        "settings.run(lambda _: print(flag.value.input.size, flag.value.input.num_train))"
+    )
+    given = ["--config=eacnet:smoke", "--config.input.size=None", "--config.input.num_train=None"]
+    for arguments, printed in ((given, "None None"), (given[:1], "(64, 128) 8")):
+        result = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
+        )
+        assert result.stdout.strip() == printed, result.stderr
 
 
 def test_a_relative_workdir_and_a_config_by_name_work_anywhere(tmp_path):

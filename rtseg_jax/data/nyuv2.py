@@ -7,6 +7,8 @@ to 40 of them comes with the user's classMapping40.mat.
 
 import os
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +66,7 @@ def load(root: str | os.PathLike[str], split: str, annotation: str = "") -> spec
     Raises:
         ValueError: unknown split or annotation.
         FileNotFoundError: neither lists nor the .mat are there, or a file of a list is missing.
-        ImportError: the .mat needs h5py.
+        ImportError: the .mat takes h5py and scipy.
         DataError: a list or a .mat that cannot be read.
     """
     spec.check_split("nyuv2", split, SPLITS)
@@ -85,10 +87,8 @@ def load(root: str | os.PathLike[str], split: str, annotation: str = "") -> spec
     return spec.of_files(TABLE, split, names, pairs, LUTS[annotation], _HINTS[annotation])
 
 
-def _mat_array(path: pathlib.Path, key: str) -> np.ndarray:
+def _mat_array(loadmat: Callable[..., Any], path: pathlib.Path, key: str) -> np.ndarray:
     """One array of a MATLAB file of version 5, flat."""
-    from scipy.io import loadmat
-
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file; {MAT} needs {MAT_SPLITS} and {MAP_40} beside it"
@@ -104,15 +104,18 @@ def _load_mat(root: pathlib.Path, split: str) -> spec.Dataset:
     """The original file of MATLAB 7.3: images [n,3,w,h] uint8, labels [n,w,h] uint16 of 894 classes from 1 on."""
     try:
         import h5py
+        from scipy.io import loadmat
     except ImportError as error:
-        raise ImportError(f"{MAT} needs h5py ({error}); pip install h5py") from error
-    mapping = _mat_array(root / MAP_40, "mapClass").astype(np.int64)
+        raise ImportError(
+            f"{MAT} takes h5py and scipy ({error}); pip install 'rtseg_jax[mat]'"
+        ) from error
+    mapping = _mat_array(loadmat, root / MAP_40, "mapClass").astype(np.int64)
     if mapping.min() < 1 or mapping.max() > TABLE.num_classes:
         raise spec.DataError(
             f"{root / MAP_40}: mapClass goes from {mapping.min()} to {mapping.max()}, not from 1 to 40"
         )
     lut = np.concatenate([[spec.IGNORE], mapping - 1]).astype(np.uint8)
-    numbers = _mat_array(root / MAT_SPLITS, f"{split}Ndxs").astype(np.int64)
+    numbers = _mat_array(loadmat, root / MAT_SPLITS, f"{split}Ndxs").astype(np.int64)
     try:
         file = h5py.File(root / MAT)
         images, labels = file["images"], file["labels"]
