@@ -3,7 +3,7 @@
 python benchmarks/scaling.py --output=benchmarks/scaling.md
 
 The step of each paper network, with its Cityscapes config, is compiled for four virtual CPU devices, and its
-all-reduces are read out of the program; that a step sends nothing else is checked. How long they take on a cluster is
+all-reduces are read out of the program; that it holds no other kind of message is checked. How long they take on a cluster is
 computed, not measured: from the rates and latencies that the flags give, without any overlap, so it is a bound.
 """
 
@@ -14,6 +14,8 @@ import math
 import os
 import pathlib
 import re
+import shlex
+import sys
 
 DEVICES = 4
 NETWORKS = {
@@ -83,7 +85,7 @@ class Machine:
 def traffic(hlo: str) -> Traffic:
     """The collectives of a compiled program, from its text; a tuple's all-reduce counts once, with all it holds."""
     sizes, others = [], []
-    pattern = r"= (\(.*?\)|\S+) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+)(?:-start)?\("
+    pattern = r"= (\(.*?\)|\S+) (all-reduce|all-gather|(?:ragged-)?all-to-all|reduce-scatter|collective-\w+|send|recv)(?:-start)?\("
     for shape, kind in re.findall(pattern, hlo):
         if kind != "all-reduce":
             others.append(kind)
@@ -222,7 +224,7 @@ def main() -> None:
     text = "\n".join(
         [
             "# How a training step scales\n",
-            "Written by `python benchmarks/scaling.py --output=benchmarks/scaling.md`.\n",
+            f"Written by `python {shlex.join(sys.argv)}`.\n",
             "## What a step sends\n",
             f"Counted in the program that XLA compiles for {DEVICES} devices: sums over all of them, and nothing else. The",
             "gradients are 4 bytes per parameter; the rest are the norms' sums, forward and backward, and the loss's. GPUs'",

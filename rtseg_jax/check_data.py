@@ -266,13 +266,15 @@ def survey_split(config: ConfigDict, split: str) -> tuple[Survey | None, list[st
     """
     arguments = settings.dataset_arguments(config, split)
     patches = arguments["patches"]
-    try:
-        # Whole images, each once and from its own file.
-        with spec.noting_missing() as missing:
+    with spec.noting_missing() as missing:
+        try:
+            # Whole images, each once and from its own file.
             dataset = data.load(**{k: v for k, v in arguments.items() if k not in AFTER_READING})
-    except (FileNotFoundError, spec.DataError) as error:
-        print(f"{config.input.dataset} {split}: cannot be listed, so its pairs were not read")
-        return None, [str(error)]
+        except (ValueError, FileNotFoundError) as error:
+            if not missing and not isinstance(error, FileNotFoundError | spec.DataError):
+                raise
+            print(f"{config.input.dataset} {split}: cannot be listed, so its pairs were not read")
+            return None, [*missing, str(error)]
     survey = read(dataset, patches)
     print(f"{survey.title}: {len(dataset)} pairs, {_sizes(survey) or 'none can be used'}")
     problems = [*missing, *survey.problems]

@@ -43,7 +43,8 @@ def _write_from_one_device() -> None:
     seconds, for a state of a few MB.
     """
     handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    with _quiet():
+        ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 def open_manager(workdir: pathlib.Path, *, read_only: bool = False) -> ocp.CheckpointManager:

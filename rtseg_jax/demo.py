@@ -553,8 +553,9 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"unexpected argument '{argv[1]}'; give each run as --workdir=RUN")
     settings.use_compilation_cache()
     size = _FLAGS["size"].value
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has SIGHUP
+            signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         serve(
             [pathlib.Path(os.path.abspath(os.path.expanduser(w))) for w in _FLAGS["workdir"].value],
@@ -565,7 +566,8 @@ def main(argv: list[str]) -> None:
             max_pixels=_FLAGS["max_pixels"].value,
             dtype=_FLAGS["dtype"].value,
         )
-    print("ended", flush=True)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print("ended", flush=True)
     os._exit(0)  # a thread may be compiling, which the interpreter's own end does not survive
 
 

@@ -30,7 +30,9 @@ class Writers:
         path = workdir / "metrics.jsonl"
         if path.exists():
             whole = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
-            path.write_text("".join(x for x in whole if json.loads(x)["step"] <= start))
+            new = path.with_suffix(".new")
+            new.write_text("".join(x for x in whole if json.loads(x)["step"] <= start))
+            new.replace(path)
         self._file = path.open("a")
         try:
             self._board = _Board(workdir, start)
@@ -42,6 +44,7 @@ class Writers:
         if self._file:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
+            os.fsync(self._file.fileno())
         if self._board:
             self._board.scalars(step, values)
 
@@ -93,9 +96,10 @@ class _Board:
 
 
 def say(text: str) -> None:
-    """Prints a line, above the bar where there is one."""
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
+    """Prints a line, above the bar where there is one; to stderr in the processes whose stdout is silenced."""
+    stream = sys.stdout if mesh.is_first() else sys.stderr
+    tqdm.write(text, file=stream)
+    stream.flush()
 
 
 class Progress:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
@@ -39,6 +40,12 @@ FIRST_CURVES = ("loss", "learning_rate", "miou")  # the others are a click away
 SMALLEST_SHARE = 0.0005  # of a class's pixels that the heat map shows
 LONGEST_NAME = 24  # beside it; what is longer is cut
 MISTAKES = 6  # that are told in words
+FAILURES = (
+    ValueError,
+    OSError,
+    ImportError,
+    jax.errors.JaxRuntimeError,
+)  # that cost the pictures alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -779,7 +786,7 @@ def _pictures_or_why_not(run: runs.Run, images: int, root: str | None) -> tuple[
         return [], ""
     try:
         return best_and_worst(run, images, root)
-    except (ValueError, OSError) as error:
+    except FAILURES as error:
         return [], _why_not(error)
 
 
@@ -791,7 +798,7 @@ def _contrasts_or_why_not(
         return [], ""
     try:
         return most_different(evaluated, images, root), ""
-    except (ValueError, OSError) as error:
+    except FAILURES as error:
         return [], _why_not(error)
 
 

@@ -92,6 +92,13 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
     --config.KEY=None is understood here: ml_collections makes (None,) or an error of it.
     """
+    for i in reversed(range(1, len(argv) - 1)):  # --config.KEY None
+        if (
+            argv[i].lstrip("-").startswith("config.")
+            and argv[i + 1] == "None"
+            and "=" not in argv[i]
+        ):
+            argv = [*argv[:i], f"{argv[i]}=None", *argv[i + 2 :]]
     spec, at, known = None, None, []
     for i, argument in enumerate(argv[1:], start=1):
         if argument.lstrip("-") == "config" and i + 1 < len(argv):
@@ -102,18 +109,21 @@ def _parse_flags(argv: list[str]) -> list[str]:
         found = find_config(spec)
         known = list(keys(load(found)))  # what the file refuses is told by its own message
         argv = [*argv[:at], found if argv[at] == spec else f"--config={found}", *argv[at + 1 :]]
-    given = {a: re.fullmatch(r"--?config\.([^=]+)(=None)?.*", a) for a in argv[1:]}
+    pattern = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
+    given = [match for match in map(pattern.fullmatch, argv[1:]) if match]
+    last = {match[1]: match[2] for match in given}
     leaves = {key for key in known if not any(other.startswith(f"{key}.") for other in known)}
-    empty = {a: match[1] for a, match in given.items() if match and match[2] and match[1] in leaves}
+    empty = {key for key, value in last.items() if value == "None" and key in leaves}
+    nothing = {match[0] for match in given if match[2] == "None" and match[1] in leaves}
     try:
-        rest = flags.FLAGS([a for a in argv if a not in empty])
+        rest = flags.FLAGS([a for a in argv if a not in nothing])
     except (AttributeError, KeyError):
-        for key in (match[1] for match in given.values() if match and match[1] not in known):
+        for key in (match[1] for match in given if match[1] not in known):
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean --config.{near[0]}?" if near else f"keys: {', '.join(known)}"
             raise ValueError(f"the config has no key '{key}'; {hint}") from None
         raise
-    for key in empty.values():
+    for key in empty:
         *parents, leaf = key.split(".")
         functools.reduce(lambda node, name: node[name], parents, flags.FLAGS.config)[leaf] = None
     return rest
@@ -181,9 +191,16 @@ def read(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(restore(json.loads(path.read_text()))).lock()
 
 
-def _number(low: int, high: float = math.inf, *, above: bool = False) -> Callable[[Any], bool]:
-    """Whether a value is a number in [low, high], or in (low, high] with `above`."""
+def _number(
+    low: int, high: float = sys.float_info.max, *, above: bool = False
+) -> Callable[[Any], bool]:
+    """Whether a value is a finite number in [low, high], or in (low, high] with `above`."""
     return lambda v: v <= high and (v > low if above else v >= low)
+
+
+def _whole(low: int, high: int = 2**63 - 1) -> Callable[[Any], bool]:
+    """Whether a value is an integer in [low, high]."""
+    return lambda v: isinstance(v, int) and low <= v <= high
 
 
 def _each(fits: Callable[[Any], bool], count: int | None = None) -> Callable[[Any], bool]:
@@ -201,15 +218,15 @@ def _is_pattern(text: str) -> bool:
     return False
 
 
-_COUNT, _SHARE, _SIZE = _number(1), _number(0, 1.0), _each(_number(1), 2)
+_COUNT, _SHARE, _SIZE = _whole(1), _number(0, 1.0), _each(_whole(1), 2)
 # What can be said of a value without looking at the data or at other values; the functions that take them say the rest.
 _ALLOWED = {
-    "seed": ("0 or more", _number(0)),
+    "seed": ("0 to 4294967295", _whole(0, 2**32 - 1)),
     "dtype": ("float32 or bfloat16", lambda v: v in ("float32", "bfloat16")),
     "batch_size": ("1 or more", _COUNT),
     "accumulate": ("1 or more", _COUNT),
-    "num_epochs": ("0 or more", _number(0)),
-    "num_steps": ("0 or more", _number(0)),
+    "num_epochs": ("0 or more", _whole(0)),
+    "num_steps": ("0 or more", _whole(0)),
     "nonfinite": ("stop or skip", lambda v: v in ("stop", "skip")),
     "ema_decay": ("a number in [0, 1)", lambda v: 0 <= v < 1),
     "log_every": ("1 or more", _COUNT),
@@ -217,6 +234,8 @@ _ALLOWED = {
     "loss.class_weights": ("None, or numbers of 0 or more", _maybe(_each(_number(0)))),
     "loss.threshold": ("a number in (0, 1]", _number(0, 1.0, above=True)),
     "loss.min_kept": ("a number in [0, 1]", _SHARE),
+    "model.name": ("the name of a network", lambda v: isinstance(v, str)),
+    "input.max_bad": ("0 or more", _whole(0)),
     "input.mode": ("resident or streaming", lambda v: v in ("resident", "streaming")),
     "augment.crop": ("(h, w) in pixels", _SIZE),
     "augment.crop_schedule": (
@@ -233,11 +252,11 @@ _ALLOWED = {
     "augment.jitter": ("three numbers of 0 or more", _each(_number(0), 3)),
     "augment.mean": ("three numbers", _each(math.isfinite, 3)),
     "augment.std": ("three numbers above 0", _each(_number(0, above=True), 3)),
-    "optim.lr": ("0 or more", lambda v: 0 <= v < math.inf),
+    "optim.lr": ("0 or more", _number(0)),
     "optim.schedule.power": ("0 or more", _number(0)),
     "optim.schedule.decay": ("0 or more", _number(0)),
     "optim.schedule.every_epochs": ("1 or more", _COUNT),
-    "optim.schedule.warmup_steps": ("0 or more", _number(0)),
+    "optim.schedule.warmup_steps": ("0 or more", _whole(0)),
     "optim.schedule.warmup_start": ("0 or more", _number(0)),
     "optim.method.betas": ("two numbers in [0, 1)", _each(lambda v: 0 <= v < 1, 2)),
     "optim.method.eps": ("a number above 0", _number(0, above=True)),
@@ -245,13 +264,13 @@ _ALLOWED = {
     "optim.method.weight_decay": ("0 or more", _number(0)),
     "optim.method.groups": (
         "((regular expression, factor of the rate, factor of the decay), ...)",
-        lambda v: all(_is_pattern(pattern) and _number(0)(lr * decay) for pattern, lr, decay in v),
+        lambda v: all(_is_pattern(pattern) and lr >= 0 and decay >= 0 for pattern, lr, decay in v),
     ),
     "eval.every_epochs": ("1 or more", _COUNT),
-    "eval.every_steps": ("0 or more", _number(0)),
+    "eval.every_steps": ("0 or more", _whole(0)),
     "eval.batch_size": ("1 or more", _COUNT),
-    "eval.overlays": ("0 or more", _number(0)),
-    "eval.multiple": ("0 or more", _number(0)),
+    "eval.overlays": ("0 or more", _whole(0)),
+    "eval.multiple": ("0 or more", _whole(0)),
     "eval.size": ("None, or (h, w) in pixels", _maybe(_SIZE)),
 }
 
@@ -273,6 +292,15 @@ def check(config: ml_collections.ConfigDict) -> None:
             possible = False
         if not possible:
             raise ValueError(f"--config.{key}={value!r} is impossible; allowed: {allowed}")
+    if not config.num_steps and not config.num_epochs:
+        raise ValueError(
+            "num_steps and num_epochs are both 0; set one, or there is no step to take"
+        )
+    if config.input.get("max_bad") and config.input.get("cache"):
+        raise ValueError(
+            f"input.max_bad={config.input.max_bad} goes with the files themselves, and a packed copy in"
+            " input.cache is of good ones alone; leave one of the two out"
+        )
 
 
 def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -68,11 +68,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
 
 def _train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     # Data
+    any_size = config.input.patches or config.input.canvas or config.batch_size == 1
     train_set = data.load(
-        **settings.dataset_arguments(config, config.input.train_split), canvas=config.input.canvas
-    )
-    train_set = data.spec.tolerant(
-        train_set, config.input.max_bad, one_size=config.batch_size > 1, say=logs.say
+        **settings.dataset_arguments(config, config.input.train_split),
+        canvas=config.input.canvas,
+        tolerate=functools.partial(
+            data.spec.tolerant, allowed=config.input.max_bad, one_size=not any_size, say=logs.say
+        ),
     )
     eval_set = data.load(**settings.dataset_arguments(config, config.input.eval_split))
     num_classes = train_set.table.num_classes
@@ -535,15 +537,22 @@ def _keep_for_inspection(
         checkpoint.save(manager, state)
     indices = pipeline.batch_indices(config.seed, at - 1, len(dataset), config.batch_size)
     names = ", ".join(dataset.name(int(i)) for i in indices)
+    if config.input.max_bad:
+        names += " (or what took their places)"
     return f"on the images {names}; the state after step {int(state.step)} is in {aside}"
 
 
 class _StopSignals(list):
-    """A list that SIGTERM or SIGINT fills: the loop finishes its step and saves. A second signal acts at once."""
+    """A list that SIGTERM, SIGINT or SIGHUP fills: the loop finishes its step and saves. A second signal acts at once.
+
+    SIGHUP comes when the terminal or the connection goes; under nohup it stays ignored.
+    """
 
     def __enter__(self) -> "_StopSignals":
         self._before = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             try:
                 self._before[number] = signal.signal(number, self._note)
             except ValueError:  # not in the main thread: the caller handles signals
@@ -553,6 +562,12 @@ class _StopSignals(list):
     def _note(self, number: int, _: Any) -> None:
         self.append(signal.Signals(number).name)
         signal.signal(number, signal.SIG_DFL)
+        if (
+            number == signal.SIGHUP
+        ):  # nobody reads what is printed from here on, and printing would fail
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in (1, 2):
+                os.dup2(nowhere, stream)
 
     def __exit__(self, *_: Any) -> None:
         for number, handler in self._before.items():

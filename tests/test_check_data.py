@@ -204,6 +204,19 @@ def test_missing_files(root, tmp_path, capsys):
     assert refused(root) == f"{lines[0]} (1 more files are alone)"
 
 
+def test_missing_files_and_a_wish_for_more_than_is_left(root, tmp_path):
+    """What is missing is named, not only that the rest is too few."""
+    (root / "trainannot" / "b.png").unlink()
+    pairs = len(list((root / "train").iterdir()))
+    lines = check(root, tmp_path, num_train=pairs)
+    assert lines == [
+        f"{root}/trainannot/b.png: the label of {root}/train/b.png is missing; copy the set again",
+        f"num_examples {pairs} of camvid train: must lie in 1-{pairs - 1}",
+    ]
+    with pytest.raises(ValueError, match="^num_examples 99 of camvid val: must lie in 1-3$"):
+        check(root, tmp_path, num_eval=99)
+
+
 def test_a_missing_folder(root, tmp_path, capsys):
     shutil.rmtree(root / "trainannot")
     (root / "valannot" / "a.png").write_bytes(b"")

@@ -409,6 +409,9 @@ def test_bad_data_that_is_allowed(folder, tmp_path, capsys, monkeypatch):
     said = refused(config(input__max_bad=3), tmp_path / "run")
     assert said.startswith("bad example 4 of 3: ") and "; more than input.max_bad allows" in said
 
+    said = refused(config(input__cache=str(tmp_path / "cache")), tmp_path / "run")
+    assert said.startswith("input.max_bad=4 goes with the files themselves, and a packed copy")
+
     check = train._check_and_log
 
     def interrupted(window, done, *rest):

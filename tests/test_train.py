@@ -240,7 +240,7 @@ def program(*arguments, cwd=ROOT):
     [
         (["--config=eacnet:smoke", "--workdir=w", "--config.optm.lr=1"], "config.optim.lr?"),
         (["--config=eacnet:smoke", "--workdir=w", "--config.optm.lr=None"], "config.optim.lr?"),
-        (["--config=eacnet:smoke", "--workdir=w", "--config.seed=None"], "allowed: 0 or more"),
+        (["--config=eacnet:smoke", "--workdir=w", "--config.seed=None"], "allowed: 0 to 4294967295"),
         (["--config=eacnet:smoke", "--workdir=w", "--config.optim.lr=fast"], "fast"),
         (["--config=ecanet", "--workdir=w"], "did you mean 'eacnet'"),
         (["--config=eacnet:dab", "--workdir=w"], "unknown argument 'dab'"),
@@ -263,14 +263,52 @@ def test_none_is_nothing_on_the_command_line():
     """Of a tuple, ml_collections would make (None,), and of a number an error."""
     code = (
         "from rtseg_jax import settings; flag = settings.define_config_flag();"
-        "settings.run(lambda _: print(flag.value.input.size, flag.value.input.num_train))"
+        "settings.run(lambda _: print(*(flag.value.input[k] for k in ('size', 'num_train', 'root'))))"
     )
-    given = ["--config=eacnet:smoke", "--config.input.size=None", "--config.input.num_train=None"]
-    for arguments, printed in ((given, "None None"), (given[:1], "(64, 128) 8")):
+    given = [
+        "--config=eacnet:smoke",
+        "--config.input.size=None",
+        "--config.input.num_train",
+        "None",
+    ]
+    again = [*given, "--config.input.size=(8,9)", "--config.input.root=Nonesuch"]
+    for arguments, printed in (
+        (given, "None None data/cityscapes"),
+        (given[:1], "(64, 128) 8 data/cityscapes"),
+        (again, "(8, 9) None Nonesuch"),
+    ):
         result = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
         )
         assert result.stdout.strip() == printed, result.stderr
+
+
+def test_a_run_whose_terminal_goes_is_saved(tmp_path):
+    """SIGHUP, and nobody at the other end of stdout: the state of the last step is there."""
+    options = ["--config.num_steps=500", "--config.eval.every_steps=500", "--config.log_every=1"]
+    started = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "rtseg_jax.main",
+            "--config=fast_scnn:smoke",
+            "--workdir=run",
+            *options,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
+    )
+    for line in started.stdout:
+        if line.startswith("step 2/"):
+            break
+    started.send_signal(signal.SIGHUP)
+    started.stdout.close()
+    assert started.wait(timeout=120) == 0
+    step, _ = final_state(tmp_path / "run")
+    assert 2 <= step == log(tmp_path / "run")[-1]["step"] < 500
 
 
 def test_a_relative_workdir_and_a_config_by_name_work_anywhere(tmp_path):

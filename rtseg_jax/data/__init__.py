@@ -1,6 +1,7 @@
 """Datasets by name, and how they reach the device (`pipeline`)."""
 
 import os
+from collections.abc import Callable
 
 from rtseg_jax.data import ade20k, camvid, cityscapes, folder, nyuv2, prepared, spec, streets
 from rtseg_jax.data.cache import packed
@@ -76,6 +77,7 @@ def load(
     cache: str = "",
     seed: int = 0,
     num_examples: int | None = None,
+    tolerate: Callable[[spec.Dataset], spec.Dataset] | None = None,
 ) -> spec.Dataset:
     """One split of a dataset.
 
@@ -98,6 +100,7 @@ def load(
         cache: Folder for a packed copy, which is read instead of the files; "" for none. See cache.packed.
         seed: Which streets are drawn; the others ignore it.
         num_examples: How many streets; of the others the first so many, None for all.
+        tolerate: What is to become of whole images, before they are cut or packed: `spec.tolerant`. None for nothing.
 
     Raises:
         ValueError: an unknown name, split, source or annotation, an impossible size or number.
@@ -127,6 +130,8 @@ def load(
         if size is not None:
             dataset = spec.resized(dataset, size)
 
+    if tolerate is not None:
+        dataset = tolerate(dataset)
     arguments = {"name": name, "root": str(root), "annotation": annotation, "label_map": label_map}
     arguments |= {"ignore": ignore, "size": size, "seed": seed, "num_examples": num_examples}
     if canvas is None:

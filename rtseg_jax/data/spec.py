@@ -259,7 +259,7 @@ def tolerant(
         DataError: none of the first examples can be read.
     """
     if allowed < 0:
-        raise ValueError(f"{allowed} bad examples are impossible; 0 to stop at the first")
+        raise ValueError(f"input.max_bad={allowed} is impossible; 0 stops at the first bad example")
     if allowed == 0:
         return dataset
     bad: dict[int, str] = {}

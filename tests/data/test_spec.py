@@ -1,5 +1,6 @@
 """Class tables, colours, and one pair of files read as what it is."""
 
+import functools
 import pathlib
 
 import numpy as np
@@ -300,12 +301,28 @@ def test_the_next_example_takes_the_place_of_a_bad_one():
         dataset.load(3)
 
 
+def test_a_bad_image_counts_once_however_many_patches_it_has(tmp_path):
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "train").mkdir(parents=True)
+        for i in range(3):
+            write(tmp_path / kind / "train" / f"{i}.png", IMAGE if kind == "images" else LABEL)
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\n")
+    (tmp_path / "images" / "train" / "1.png").write_bytes(b"")
+    said = []
+    tolerate = functools.partial(spec.tolerant, allowed=1, one_size=False, say=said.append)
+    given = {"root": tmp_path, "split": "train", "patches": (1, 2, 4, 4), "tolerate": tolerate}
+    dataset = data.load("folder", **given)
+    for i in range(6):
+        np.testing.assert_array_equal(dataset.load(i)[1], LABEL[:4, 4 * (i % 2) :][:, :4])
+    assert len(said) == 1 and said[0].startswith("bad example 1 of 1: ")
+
+
 def test_what_bad_examples_are_allowed():
     plain = _with_faults({0: spec.DataError("no image"), 5: (3, 4)})
     assert spec.tolerant(plain, 0, one_size=True) is plain
     sizes = spec.tolerant(plain, 1, one_size=False, say=str)
     assert [sizes.load(i)[1].shape for i in (0, 5)] == [(6, 8), (3, 4)]
-    with pytest.raises(ValueError, match="^-1 bad examples are impossible"):
+    with pytest.raises(ValueError, match="^input.max_bad=-1 is impossible"):
         spec.tolerant(plain, -1, one_size=True)
     nothing = _with_faults({i: OSError(f"gone {i}") for i in range(6)})
     with pytest.raises(spec.DataError, match="^bad example 3 of 2: gone 2"):
