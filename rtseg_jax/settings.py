@@ -236,6 +236,8 @@ _ALLOWED = {
     "loss.min_kept": ("a number in [0, 1]", _SHARE),
     "model.name": ("the name of a network", lambda v: isinstance(v, str)),
     "input.max_bad": ("0 or more", _whole(0)),
+    "input.num_train": ("None, or 1 or more", _maybe(_COUNT)),
+    "input.num_eval": ("None, or 1 or more", _maybe(_COUNT)),
     "input.mode": ("resident or streaming", lambda v: v in ("resident", "streaming")),
     "augment.crop": ("(h, w) in pixels", _SIZE),
     "augment.crop_schedule": (

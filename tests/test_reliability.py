@@ -1,5 +1,6 @@
 """Faults in the middle of a run: what they cost, and the one line that they are answered with."""
 
+import copy
 import errno
 import fcntl
 import json
@@ -396,8 +397,9 @@ def test_bad_data_that_is_allowed(folder, tmp_path, capsys, monkeypatch):
         fault(victim)
 
     def config(**overrides):
-        copy = type(given)(given)
-        return tiny_run.override(copy, {"input__root": str(root), "input__max_bad": 4, **overrides})
+        return tiny_run.override(
+            copy.deepcopy(given), {"input__root": str(root), "input__max_bad": 4, **overrides}
+        )
 
     capsys.readouterr()
     run(config(), tmp_path / "streamed")

@@ -240,7 +240,10 @@ def program(*arguments, cwd=ROOT):
     [
         (["--config=eacnet:smoke", "--workdir=w", "--config.optm.lr=1"], "config.optim.lr?"),
         (["--config=eacnet:smoke", "--workdir=w", "--config.optm.lr=None"], "config.optim.lr?"),
-        (["--config=eacnet:smoke", "--workdir=w", "--config.seed=None"], "allowed: 0 to 4294967295"),
+        (
+            ["--config=eacnet:smoke", "--workdir=w", "--config.seed=None"],
+            "allowed: 0 to 4294967295",
+        ),
         (["--config=eacnet:smoke", "--workdir=w", "--config.optim.lr=fast"], "fast"),
         (["--config=ecanet", "--workdir=w"], "did you mean 'eacnet'"),
         (["--config=eacnet:dab", "--workdir=w"], "unknown argument 'dab'"),

@@ -257,6 +257,8 @@ def main():
         "--faults", action="store_true", help="the other faults and the scaling too"
     )
     given = parser.parse_args()
+    # For the comparison, before jax is imported: what four devices have saved is restored on as many.
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
     print("# Faults injected into training, and what was lost\n")
     print(
         "Written by `make torture`. Runs of Fast-SCNN on rendered streets, 12 steps, a checkpoint"

@@ -281,7 +281,8 @@ def tolerant(
                     new = j not in bad
                     line = bad.setdefault(j, f"bad example {len(bad) + 1} of {allowed}: {error}")
                     if len(bad) > allowed:
-                        raise DataError(f"{line}; more than input.max_bad allows") from error
+                        last = list(bad.values())[allowed]  # another thread may have met it
+                        raise DataError(f"{last}; more than input.max_bad allows") from error
                     if new:
                         say(f"{line}; the next one takes its place")
             else:
