@@ -208,8 +208,9 @@ def test_no_key_is_never_read(tmp_path, monkeypatch):
         return value
 
     monkeypatch.setattr(ml_collections.ConfigDict, "__getitem__", record)
-    # Writing config.json reads everything, and would hide what nothing else reads.
+    # Writing config.json and checking it read everything, and would hide what nothing else reads.
     monkeypatch.setattr(settings, "write", lambda config, workdir: None)
+    monkeypatch.setattr(settings, "check", lambda config: None)
     with config.unlocked():
         config.init_from.workdir = ""
     train.train_and_evaluate(config, str(tmp_path / "run"))
