@@ -16,6 +16,7 @@ import pathlib
 import re
 import shlex
 import sys
+from typing import Any
 
 DEVICES = 4
 NETWORKS = {
@@ -97,8 +98,8 @@ def traffic(hlo: str) -> Traffic:
     return Traffic(tuple(sizes), tuple(others))
 
 
-def compiled_step(config, size: tuple[int, int]) -> tuple[str, dict]:
-    """The text of a config's step, compiled for all devices without computing anything, and the network's variables.
+def compiled_step(config, size: tuple[int, int]) -> tuple[str, Any, dict]:
+    """The text of a config's step, compiled for all devices without computing anything, the network and its variables.
 
     Args:
         config: One of configs/.
@@ -137,7 +138,7 @@ def compiled_step(config, size: tuple[int, int]) -> tuple[str, dict]:
     batch = 2 * devices.devices.size
     frames = tuple(jax.ShapeDtypeStruct((batch, *size, *c), jnp.uint8) for c in ((3,), ()))
     indices = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    return jitted.lower(state, frames, indices).compile().as_text(), variables
+    return jitted.lower(state, frames, indices).compile().as_text(), model, variables
 
 
 def step_seconds(macs: float, batch: float, sent: Traffic, machine: Machine, n: int) -> float:
@@ -176,20 +177,15 @@ def main() -> None:
         + os.environ.get("XLA_FLAGS", "")
     )
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from rtseg_jax import data, flops, models, settings
+    from rtseg_jax import flops, settings
 
     sent, cost = [], []
     for title, name in NETWORKS.items():
         config = settings.load(name)
-        hlo, variables = compiled_step(config, (64, 128))
+        hlo, model, variables = compiled_step(config, (64, 128))
         found = traffic(hlo)
         if found.others:
             raise SystemExit(f"{name}: its step sends more than sums: {', '.join(found.others)}")
-        model = models.create(
-            config.model.name,
-            num_classes=data.class_table(config.input.dataset).num_classes,
-            **settings.model_options(config),
-        )
         crop = tuple(config.augment.crop)
         macs = flops.macs(model, crop, train=True)
         parameters = flops.count_parameters(variables["params"])

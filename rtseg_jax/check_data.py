@@ -100,12 +100,12 @@ def read(
             line = " ".join(str(error).split())
             if isinstance(error, spec.DataError):
                 return line
-            return f"{pipeline.where(dataset, i)}: {type(error).__name__}: {line}"
+            return f"{spec.where(dataset, i)}: {type(error).__name__}: {line}"
         counts = np.bincount(label.ravel(), minlength=256)
         wrong = sorted(set(np.flatnonzero(counts).tolist()) - allowed)
         if wrong:
             return (
-                f"{pipeline.where(dataset, i)}: values {spec.format_values(wrong)} are no train ids of "
+                f"{spec.where(dataset, i)}: values {spec.format_values(wrong)} are no train ids of "
                 f"{dataset.table.name}; allowed are 0-{dataset.table.num_classes - 1} and {spec.IGNORE}"
             )
         digest = hashlib.sha256(repr(image.shape).encode())
@@ -156,8 +156,8 @@ def duplicates(train: Survey, held_out: Survey) -> list[str]:
     """A line for each image of one split whose pixels are those of an image of the other."""
     seen = {example.digest: i for i, example in train.examples.items()}
     return [
-        f"{pipeline.where(held_out.dataset, i)} has the pixels of "
-        f"{pipeline.where(train.dataset, seen[example.digest])}; "
+        f"{spec.where(held_out.dataset, i)} has the pixels of "
+        f"{spec.where(train.dataset, seen[example.digest])}; "
         "what is trained on must not be evaluated on: remove one"
         for i, example in held_out.examples.items()
         if example.digest in seen

@@ -33,7 +33,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from rtseg_jax import checkpoint, data, drawing, evaluate, predict, settings
+from rtseg_jax import checkpoint, convert, data, drawing, evaluate, predict, settings
 from rtseg_jax.data.spec import ClassTable, Image3, Label
 
 Pair = tuple[int, int]
@@ -153,17 +153,11 @@ def predictor(
     @functools.lru_cache(maxsize=KEPT)
     def prepared(workdir: pathlib.Path, step: int, h: int, w: int) -> tuple[Any, ...]:
         config = settings.read(workdir)
-        wanted = size or config.eval.size or config.input.size or evaluate.OWN
-        multiple = max(1, config.eval.get("multiple", 0))
+        wanted, multiple = predict.resolution(config, size)
         padded = h + -h % multiple, w + -w % multiple
-        seen = predict.seen_size(padded, None if wanted == evaluate.OWN else wanted, max_pixels)
+        seen = predict.seen_size(padded, wanted, max_pixels)
         classes, table = predict.classifier(
-            workdir,
-            which=str(step),
-            size=wanted,
-            max_pixels=max_pixels,
-            multiple=multiple,
-            dtype=dtype,
+            workdir, which=str(step), size=size, max_pixels=max_pixels, dtype=dtype
         )
         classes(np.zeros((h, w, 3), np.uint8))
         return classes, table, config.model.name, seen or padded
@@ -454,14 +448,6 @@ def page(
 # The program
 
 
-def _gradio() -> Any:
-    try:
-        import gradio
-    except ImportError as error:
-        raise ValueError("the demo needs gradio; pip install 'rtseg_jax[demo]'") from error
-    return gradio
-
-
 def free_port(host: str, port: int | None) -> int:
     """The port, or the first free one of PORTS where None is asked for.
 
@@ -517,7 +503,7 @@ def serve(
             "NO_PROXY": reached,  # it asks itself whether it is up
             "no_proxy": reached,
         }
-        gradio = _gradio()
+        gradio = convert.optional("gradio", "demo")
         blocks = page(gradio, workdirs, predictor(**options), pathlib.Path(folder))
         fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
         try:

@@ -76,9 +76,8 @@ class _Board:
         # The process id: two starts within a second would write one file.
         self._writer = event_file_writer.EventsWriter(str(workdir / "events"), f".{os.getpid()}")
         begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(
-            start + 1, session_log=begun
-        )  # TensorBoard drops what it has of this step and later ones
+        # TensorBoard drops what it has of this step and later ones.
+        self._write(start + 1, session_log=begun)
 
     def _write(self, step: int, **content: Any) -> None:
         self._writer.write_event(self._event(wall_time=time.time(), step=step, **content))

@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
@@ -100,6 +101,23 @@ def seen_size(frame: Pair, size: Pair | None, max_pixels: int) -> Pair | None:
     return None if seen == frame else seen
 
 
+def resolution(
+    config: ConfigDict, size: Pair | str | None = None, multiple: int | None = None
+) -> tuple[Pair | None, int]:
+    """The (h, w) that a run's network sees, None for the frames' own, and what frames are padded to multiples of.
+
+    Args:
+        config: Of the run.
+        size: (h, w); "own" for the frames' own; None as the run was evaluated.
+        multiple: Of so many pixels, 0 or 1 for no padding; None as the run was evaluated.
+    """
+    if size is None:
+        size = config.eval.size or config.input.size
+    if multiple is None:
+        multiple = config.eval.get("multiple", 0)
+    return None if size == evaluate.OWN else size, max(multiple, 1)
+
+
 def classifier(
     workdir: pathlib.Path,
     *,
@@ -124,11 +142,7 @@ def classifier(
         ValueError: a step that is not kept.
     """
     config, model, variables, at = evaluate.load_run(workdir, which)
-    if size is None:
-        size = config.eval.size or config.input.size
-    size = None if size == evaluate.OWN else size
-    if multiple is None:
-        multiple = config.eval.get("multiple", 0)
+    size, multiple = resolution(config, size, multiple)
     classify = evaluate.classifier(
         model,
         variables,
@@ -143,7 +157,7 @@ def classifier(
 
     def classes(frame: Image3) -> Label:
         h, w = frame.shape[:2]
-        room = [(0, -side % max(multiple, 1)) for side in (h, w)]
+        room = [(0, -side % multiple) for side in (h, w)]
         padded = np.pad(frame, (*room, (0, 0)), mode="edge")
         return np.asarray(classify(padded[None]))[0, :h, :w]
 

@@ -11,7 +11,6 @@ the images on which they differ most, and where their configs differ. It is one 
 """
 
 import dataclasses
-import functools
 import html
 import json
 import math
@@ -40,12 +39,8 @@ FIRST_CURVES = ("loss", "learning_rate", "miou")  # the others are a click away
 SMALLEST_SHARE = 0.0005  # of a class's pixels that the heat map shows
 LONGEST_NAME = 24  # beside it; what is longer is cut
 MISTAKES = 6  # that are told in words
-FAILURES = (
-    ValueError,
-    OSError,
-    ImportError,
-    jax.errors.JaxRuntimeError,
-)  # that cost the pictures alone
+# What costs the pictures alone.
+FAILURES = (ValueError, OSError, ImportError, jax.errors.JaxRuntimeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -490,14 +485,11 @@ def _contrasts(contrasts: Sequence[Contrast], group: Sequence[runs.Run], note: s
         return _note(note)
     table = next(run.table for run in group if run.evaluation)
     keys = {run.name: _key(i) for i, run in enumerate(group)}
-    found = {int(c) for x in contrasts for c in np.unique(x.truth)}
-    found |= {
-        int(c) for x in contrasts for _, map_ in x.predictions.values() for c in np.unique(map_)
-    }
+    maps = [x.truth for x in contrasts]
+    maps += [classes for x in contrasts for _, classes in x.predictions.values()]
     chips = "".join(
-        f"<li>{_swatch(color)}{_text(name)}</li>"
-        for c, (name, color) in enumerate(zip(table.class_names, table.palette, strict=True))
-        if c in found
+        f"<li>{_swatch(table.palette[c])}{_text(table.class_names[c])}</li>"
+        for c in drawing.occurring(table, *maps)
     )
     how = "The images whose own mIoU, in %, lies farthest apart."
     return (
@@ -513,8 +505,8 @@ def _contrast(contrast: Contrast, table: ClassTable, keys: dict[str, str]) -> st
     best = max(miou for miou, _ in contrast.predictions.values())
     titles = ["photo", "truth"]
     for name, (miou, _) in contrast.predictions.items():
-        mark = f' class="{_mark(miou, best)}"' if miou == best else ""
-        titles.append(f"{keys[name]}{_text(name)} <b{mark}>{_percent(miou)}</b>")
+        figure = f'<b class="{_mark(miou, best)}">{_percent(miou)}</b>'
+        titles.append(f"{keys[name]}{_text(name)} {figure}")
     cells = "".join(
         f'<figure><img src="{uri}" width="{w}" height="{h}" alt="{_text(kind)}, {_text(contrast.name)}">'
         f"<figcaption>{title}</figcaption></figure>"
@@ -570,7 +562,7 @@ def _values(config: ConfigDict) -> dict[str, str]:
     """Every value of a config as JSON, by its dotted key."""
     found = {}
     for key in settings.keys(config):
-        value = functools.reduce(lambda tree, part: tree[part], key.split("."), config)
+        value = settings.get(config, key)
         if not isinstance(value, ConfigDict):
             found[key] = json.dumps(value)
     return found

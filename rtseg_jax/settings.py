@@ -77,6 +77,11 @@ def keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[str]:
             yield from keys(value, f"{prefix}{key}.")
 
 
+def get(config: ml_collections.ConfigDict, key: str) -> Any:
+    """The value of a dotted key."""
+    return functools.reduce(lambda node, name: node[name], key.split("."), config)
+
+
 def define_config_flag() -> flags.FlagHolder:
     """Defines --config=FILE_OR_NAME[:ARGUMENT], locked, with --config.KEY=VALUE to override its values."""
     return config_flags.DEFINE_config_file(
@@ -123,9 +128,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
             hint = f"did you mean --config.{near[0]}?" if near else f"keys: {', '.join(known)}"
             raise ValueError(f"the config has no key '{key}'; {hint}") from None
         raise
-    for key in empty:
-        *parents, leaf = key.split(".")
-        functools.reduce(lambda node, name: node[name], parents, flags.FLAGS.config)[leaf] = None
+    if empty:
+        flags.FLAGS.config.update_from_flattened_dict(dict.fromkeys(empty))
     return rest
 
 
@@ -287,7 +291,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for key, (allowed, fits) in _ALLOWED.items():
         if key not in known:  # a loss of its own options
             continue
-        value = functools.reduce(lambda node, name: node[name], key.split("."), config)
+        value = get(config, key)
         try:
             possible = fits(value)
         except (TypeError, ValueError):

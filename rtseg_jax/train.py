@@ -562,9 +562,8 @@ class _StopSignals(list):
     def _note(self, number: int, _: Any) -> None:
         self.append(signal.Signals(number).name)
         signal.signal(number, signal.SIG_DFL)
-        if (
-            number == signal.SIGHUP
-        ):  # nobody reads what is printed from here on, and printing would fail
+        if number == signal.SIGHUP:
+            # Nobody reads what is printed from here on, and printing would fail.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for stream in (1, 2):
                 os.dup2(nowhere, stream)

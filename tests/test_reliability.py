@@ -8,7 +8,6 @@ import os
 import pathlib
 import re
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -23,7 +22,7 @@ from PIL import Image
 from rtseg_jax import checkpoint, data, losses, mesh, models, settings, step, train
 from rtseg_jax.data import pipeline
 from tests import tiny_run, torture
-from tests.test_train import assert_same_run, final_state, log
+from tests.test_train import assert_same_run, final_state, log, stopped_at
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -386,7 +385,7 @@ def test_data_that_goes_bad_during_a_run(folder, tmp_path, kind, fault, message,
         assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_bad_data_that_is_allowed(folder, tmp_path, capsys, monkeypatch):
+def test_bad_data_that_is_allowed(folder, tmp_path, capsys):
     """Counted, named, replaced by the next image; the same for a stream, a resident set and a run that was resumed."""
     pytest.importorskip("tensorflow")
     root, given = folder
@@ -414,16 +413,8 @@ def test_bad_data_that_is_allowed(folder, tmp_path, capsys, monkeypatch):
     said = refused(config(input__cache=str(tmp_path / "cache")), tmp_path / "run")
     assert said.startswith("input.max_bad=4 goes with the files themselves, and a packed copy")
 
-    check = train._check_and_log
-
-    def interrupted(window, done, *rest):
-        check(window, done, *rest)
-        if done == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(train, "_check_and_log", interrupted)
-    run(config(), tmp_path / "resumed")
-    monkeypatch.setattr(train, "_check_and_log", check)
+    with stopped_at(7):
+        run(config(), tmp_path / "resumed")
     run(config(), tmp_path / "resumed")
     assert_same_run(tmp_path / "streamed", tmp_path / "resumed")
 

@@ -23,7 +23,7 @@ def test_traffic():
 
 def test_a_step_sends_its_gradients_and_the_norms_moments():
     """And no image, activation or logit: a scalar or two of the loss is all else."""
-    hlo, variables = scaling.compiled_step(settings.load("fast_scnn:smoke"), (64, 128))
+    hlo, _, variables = scaling.compiled_step(settings.load("fast_scnn:smoke"), (64, 128))
     found = scaling.traffic(hlo)
     values = sum(flops.count_parameters(tree) for tree in variables.values())
     assert found.others == ()

@@ -1,5 +1,6 @@
 """The whole loop on tiny rendered streets: it learns, resumes bit for bit, is the same on any devices."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -48,6 +49,21 @@ def assert_same_run(a, b):
     assert log(a) == log(b)
 
 
+@contextlib.contextmanager
+def stopped_at(step):
+    """Within the context a run is sent SIGTERM while a step is logged."""
+    check = train._check_and_log
+
+    def interrupted(window, done, *rest):
+        check(window, done, *rest)
+        if done == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_check_and_log", interrupted)
+        yield
+
+
 @pytest.fixture(scope="module")
 def four_steps(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "four"
@@ -83,22 +99,14 @@ def test_evaluating_the_run_again_gives_the_same_figures(four_steps, tmp_path):
     assert (tmp_path / "out" / "evaluation.json").exists()
 
 
-def test_two_and_two_steps_are_four(four_steps, tmp_path, capsys, monkeypatch):
+def test_two_and_two_steps_are_four(four_steps, tmp_path, capsys):
     """Stopped by a signal while step 2 is logged and started again: the same log and weights, bit for bit."""
     whole, _ = four_steps
     config = tiny(num_steps=4, eval__every_steps=2, ema_decay=0.9)
-    check = train._check_and_log
-
-    def interrupted(window, done, *rest):
-        check(window, done, *rest)
-        if done == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(train, "_check_and_log", interrupted)
-    result = train.train_and_evaluate(config, str(tmp_path / "run"))
+    with stopped_at(2):
+        result = train.train_and_evaluate(config, str(tmp_path / "run"))
     assert result == {"step": 3, "miou": None}
     assert "the same command goes on" in capsys.readouterr().out
-    monkeypatch.setattr(train, "_check_and_log", check)
     train.train_and_evaluate(config, str(tmp_path / "run"))
     assert f"resuming {tmp_path / 'run'} at step 3 of 4" in capsys.readouterr().out
     assert_same_run(whole, tmp_path / "run")

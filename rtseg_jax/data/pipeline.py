@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Bool, Int, Int32, Int64, UInt8
 
-from rtseg_jax.data.spec import IGNORE, DataError, Dataset
+from rtseg_jax.data.spec import IGNORE, DataError, Dataset, where
 
 Images = UInt8[np.ndarray, "b h w 3"]
 Labels = UInt8[np.ndarray, "b h w"]
@@ -111,11 +111,6 @@ def _load_in_order(
             yield pending.popleft().result()
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
-
-
-def where(dataset: Dataset, i: int) -> str:
-    """An example by data set, split and name, for messages."""
-    return f"{dataset.table.name} {dataset.split} image {dataset.name(i)}"
 
 
 def check_size(

@@ -135,6 +135,11 @@ class Dataset:
         return self.names[i]
 
 
+def where(dataset: Dataset, i: int) -> str:
+    """An example by data set, split and name, for messages."""
+    return f"{dataset.table.name} {dataset.split} image {dataset.name(i)}"
+
+
 def _resize(image: Image3, label: Label, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     image = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
     label = Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST)
@@ -216,7 +221,7 @@ def patches(dataset: Dataset, rows: int, columns: int, height: int, width: int) 
         room = label.shape[0] - height, label.shape[1] - width
         if min(room) < 0:
             raise DataError(
-                f"{dataset.table.name} {dataset.split} image {dataset.name(i // len(grid))} is "
+                f"{where(dataset, i // len(grid))} is "
                 f"{label.shape[0]}x{label.shape[1]} pixels, smaller than a patch of {height}x{width}"
             )
         y, x = round(r * room[0] / max(rows - 1, 1)), round(c * room[1] / max(columns - 1, 1))
@@ -292,7 +297,7 @@ def tolerant(
     size = dataset.size
     if one_size and size is None:  # that of the first example that can be read
         size = load(0)[1].shape
-    return dataclasses.replace(dataset, load=load)
+    return dataclasses.replace(dataset, size=size, load=load)
 
 
 def lookup(pairs: Iterable[tuple[int, int]]) -> UInt8[np.ndarray, "256"]:
