@@ -1,14 +1,17 @@
 """Losses over class scores, as pure functions: weighted cross-entropy, hard example mining, weighted focal loss."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from rtseg_jax.nn.resize import resize_bilinear
 
 IGNORE = 255
+FOLDED = 32  # classes up to which they are taken one by one
 
 
 def upsample_class_maps(
@@ -24,6 +27,55 @@ def upsample_class_maps(
     return resize_bilinear(planes, size).reshape(b, k, *size)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _entropy(logits, target, axis):
+    """Minus the logarithm of the softmax at `target`; as many dimensions less one."""
+    return _entropy_forward(logits, target, axis)[0]
+
+
+def _entropy_forward(logits, target, axis):
+    num_classes = logits.shape[axis]
+    if num_classes <= FOLDED:
+        # Two loops over the pixels; on a CPU a reduction over the classes takes ten times as long.
+        planes = [lax.index_in_dim(logits, i, axis, keepdims=False) for i in range(num_classes)]
+        top = functools.reduce(jnp.maximum, planes)
+        log_total = jnp.log(sum(jnp.exp(plane - top) for plane in planes))
+        own = planes[0]
+        for i, plane in enumerate(planes[1:], start=1):
+            own = jnp.where(target == i, plane, own)
+    else:
+        top = jnp.max(logits, axis)
+        log_total = jnp.log(jnp.sum(jnp.exp(logits - jnp.expand_dims(top, axis)), axis))
+        own = jnp.sum(jnp.where(_one_hot(target, logits, axis), logits, 0.0), axis)
+    # Not their sum: among large scores it would round away what a sure pixel lacks of probability 1.
+    return log_total - (own - top), (logits, target, top, log_total)
+
+
+def _entropy_backward(axis, saved, g):
+    logits, target, top, log_total = saved
+    share, top, g = (jnp.expand_dims(v, axis) for v in (g * jnp.exp(-log_total), top, g))
+    return jnp.exp(logits - top) * share - jnp.where(_one_hot(target, logits, axis), g, 0), None
+
+
+_entropy.defvjp(_entropy_forward, _entropy_backward)
+
+
+def _one_hot(target, logits, axis):
+    classes = lax.broadcasted_iota(jnp.int32, logits.shape, axis % logits.ndim)
+    return classes == jnp.expand_dims(target, axis)
+
+
+def pixel_weights(
+    label: Int[Array, "*pixels"], class_weights: tuple[float, ...] | None
+) -> Float[Array, "*pixels"]:
+    """The weight of each pixel's class, 1 for all without weights; 0 where the label is 255."""
+    valid = label != IGNORE
+    if class_weights is None:
+        return valid.astype(jnp.float32)
+    weights = jnp.asarray(class_weights, jnp.float32)
+    return jnp.where(valid, weights[jnp.where(valid, label, 0)], 0.0)
+
+
 def _terms(
     logits: Float[Array, "..."],
     label: Int[Array, "b h w"],
@@ -37,21 +89,8 @@ def _terms(
             f"{len(class_weights)} class weights were given for {num_classes} classes; give one per class"
         )
     valid = label != IGNORE
-    target = jnp.where(valid, label, 0)
-    logits = logits.astype(jnp.float32)
-    top = jax.lax.stop_gradient(jnp.max(logits, axis=axis, keepdims=True))
-    shifted = logits - top
-    log_total = jnp.log(jnp.sum(jnp.exp(shifted), axis=axis))
-    # A select over the classes stays in one fused loop; a gather along their axis would not.
-    classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis % logits.ndim)
-    own = classes == jnp.expand_dims(target, axis)
-    own = jnp.sum(jnp.where(own, shifted, 0.0), axis=axis)
-    entropy = jnp.where(valid, log_total - own, 0.0)
-    if class_weights is None:
-        weight = valid.astype(jnp.float32)
-    else:
-        weight = jnp.where(valid, jnp.asarray(class_weights, jnp.float32)[target], 0.0)
-    return entropy, weight, valid
+    entropy = _entropy(logits.astype(jnp.float32), jnp.where(valid, label, 0), axis)
+    return jnp.where(valid, entropy, 0.0), pixel_weights(label, class_weights), valid
 
 
 def _weighted_mean(entropy: Float[Array, "b h w"], weight: Float[Array, "b h w"]) -> Array:
@@ -87,15 +126,13 @@ def kth_smallest(values: Float[Array, "..."], k: int) -> Float[Array, ""]:
     The bits of non-negative floats order as integers do, so 31 counting passes fix the answer bit by bit. Each pass
     is one reduction, so a batch sharded over devices is never gathered, as a sort or top_k would.
     """
-    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
+    bits = lax.bitcast_convert_type(values, jnp.uint32)
 
     def set_bit(i, found):
         candidate = found | (jnp.uint32(1) << (30 - i).astype(jnp.uint32))
         return jnp.where(jnp.sum(bits < candidate, dtype=jnp.int32) < k, candidate, found)
 
-    return jax.lax.bitcast_convert_type(
-        jax.lax.fori_loop(0, 31, set_bit, jnp.uint32(0)), jnp.float32
-    )
+    return lax.bitcast_convert_type(lax.fori_loop(0, 31, set_bit, jnp.uint32(0)), jnp.float32)
 
 
 def ohem_cross_entropy(
@@ -123,10 +160,10 @@ def ohem_cross_entropy(
     """
     entropy, weight, valid = _terms(logits, label, class_weights, axis)
     # Ignored pixels count as sure (p = 1): they come last, and if valid ones are too few the limit is 1, which keeps all.
-    probability = jnp.where(valid, jnp.exp(-jax.lax.stop_gradient(entropy)), 1.0)
+    probability = jnp.where(valid, jnp.exp(-lax.stop_gradient(entropy)), 1.0)
     k = max(1, int(min_kept * label.size))
     enough = jnp.sum(probability <= threshold, dtype=jnp.int32) >= k
-    limit = jax.lax.cond(
+    limit = lax.cond(
         enough,
         lambda: jnp.float32(threshold),
         lambda: kth_smallest(probability, k),

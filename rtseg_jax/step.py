@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from rtseg_jax.augment import IGNORE, augment
+from rtseg_jax import losses
+from rtseg_jax.augment import augment
 from rtseg_jax.mesh import replicated, split
 
 
@@ -71,15 +72,6 @@ def _update_ema(ema: Any, now: Any, decay: float, step: jax.Array) -> Any:
     # The rate grows with the steps, or the random start would still weigh in after 1 / (1 - decay) of them.
     decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), ema, now)
-
-
-def _weight(label: jax.Array, class_weights: tuple[float, ...] | None) -> jax.Array:
-    """The weights of all pixels that count, added up: what the cross-entropy of a batch is divided by."""
-    valid = label != IGNORE
-    if class_weights is None:
-        return jnp.sum(valid, dtype=jnp.float32)
-    weights = jnp.asarray(class_weights, jnp.float32)[jnp.where(valid, label, 0)]
-    return jnp.sum(jnp.where(valid, weights, 0.0))
 
 
 def _accumulate(
@@ -200,7 +192,8 @@ def train_step(
             return loss, (terms, changed["batch_stats"])
 
         gradient, (terms, changed) = jax.grad(objective, has_aux=True)(state.params)
-        return gradient, changed, terms, _weight(batch["label"], class_weights)
+        weight = jnp.sum(losses.pixel_weights(batch["label"], class_weights))
+        return gradient, changed, terms, weight
 
     if accumulate == 1:
         gradient, batch_stats, terms, _ = differentiate(

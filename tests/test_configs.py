@@ -45,7 +45,7 @@ COMBINATIONS = [
     ),
     *(f"{n}:{d}" for n in ("fast_scnn", "spssnet") for d in ("cityscapes", "camvid", "streets")),
     *(f"folder:{v}" for v in models.VARIANTS),
-    *(f"camvid_short:{v}" for v in models.VARIANTS if "erfnet" in v or "dabnet" in v),
+    *(f"camvid_best:{v},{r}" for v in models.VARIANTS for r in ("full", "short,trainval")),
 ]
 
 
@@ -103,7 +103,7 @@ def test_every_shipped_config_is_tried_here():
     [
         "eacnet:erfnet,smoke",
         "erfnet:smoke",
-        "camvid_short:smoke",
+        "camvid_best:affnet,trainval,smoke",
         "carnet:smoke",
         "affnet:smoke",
         "fast_scnn:smoke",

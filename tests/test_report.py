@@ -111,7 +111,9 @@ def written(workdirs, **options):
     return Page(report.write_report(paths, **options).read_text())
 
 
-def make(workdir, name="camvid_short:eacnet_erfnet", scores=(), seed=0, table=None, **overrides):
+def make(
+    workdir, name="camvid_best:eacnet_erfnet,short", scores=(), seed=0, table=None, **overrides
+):
     """The folder of a run without a checkpoint, as training leaves it; scores are facts of its evaluation, or None."""
     config = settings.load(name)
     with config.unlocked():
@@ -283,8 +285,8 @@ def test_curves_are_those_of_a_real_log(tmp_path):
         ("eacnet:erfnet,cityscapes", "test", ["72.4", "72.4", "73.74", "73.7"], "EACNet, Table 2, test"),
         ("eacnet:erfnet,cityscapes,non_local", "val", ["73.94", "73.9", "71.0"], "EACNet, Table 2, val"),
         ("erfnet:base,cityscapes", "val", ["72.46", "72.5", "68.0", "68.0", "68.0"], "EACNet, Table 2, val"),
-        ("camvid_short:eacnet_erfnet", "val", ["69.3"], ""),
-        ("camvid_short:eacnet_erfnet_nonlocal", "val", [], ""),
+        ("camvid_best:eacnet_erfnet,short", "val", ["69.3"], ""),
+        ("camvid_best:eacnet_erfnet_nonlocal,short", "val", [], ""),
         ("carnet:resnet101,nyuv2", "test", ["45.3"], ""),
         ("affnet:cityscapes,ewa", "val", ["67.28"], ""),
         ("asap:cityscapes", "val", ["73.1"], ""),
@@ -308,7 +310,7 @@ def test_a_difference_is_of_one_split(tmp_path):
     assert rows[0][:4] == ["EACNet, Table 1", "73.74", f"{miou - 73.74:+.2f}", "val"]
     assert rows[-1][1:4] == ["72.4", "", "test"]
     for name, options in (("split", {}), ("part", {"num_eval": 2, "dataset": "cityscapes"})):
-        other = make(tmp_path / name, "camvid_short:eacnet_erfnet", **options)
+        other = make(tmp_path / name, "camvid_best:eacnet_erfnet,short", **options)
         assert "difference" not in written(other).table("papers")[0]
 
 
@@ -671,7 +673,9 @@ def _rows_of_classes(page):
 @pytest.mark.parametrize("other", ["split", "images", "data set", "classes"])
 def test_scores_of_different_data_have_no_best(tmp_path, other):
     a = make(tmp_path / "a")
-    b = make(tmp_path / "b", "eacnet:erfnet,cityscapes" if other == "data set" else "camvid_short:")
+    b = make(
+        tmp_path / "b", "eacnet:erfnet,cityscapes" if other == "data set" else "camvid_best:short"
+    )
     edit(b / "evaluation.json", **{"split": {"split": "test"}, "images": {"images": 3}}.get(other, {}))  # fmt: skip
     if other == "classes":
         shutil.rmtree(b)

@@ -119,10 +119,20 @@ def _kernel_gradient(x, g, kernel_size, strides, padding, kernel_dilation):
         ).astype(x.dtype)
 
     if strides == (1, 1) and g.shape[1:3] == x.shape[1:3]:
-        # One product of x at the kernel's columns and g at its rows: 3 + 3 shifts and not 9.
-        columns = jnp.concatenate([_shifted(x, (0, j * dw - pw)) for j in range(kw)], axis=-1)
-        rows = jnp.concatenate([_shifted(g, (ph - i * dh, 0)) for i in range(kh)], axis=-1)
-        return product(columns, rows).reshape(kw, ci, kh, co).transpose(2, 0, 1, 3)
+        # One product of shifted copies: of x for some of the kernel's axes, of g for the others, as few as possible.
+        def copied(rows, columns):
+            of_x, of_g = rows * columns, kh * kw // (rows * columns)
+            return (of_x > 1) * of_x * ci + (of_g > 1) * of_g * co
+
+        def copies(array, rows, columns, sign):
+            down = [sign * (i * dh - ph) for i in range(rows)] if rows > 1 else [0]
+            right = [sign * (j * dw - pw) for j in range(columns)] if columns > 1 else [0]
+            return jnp.concatenate([_shifted(array, (i, j)) for i in down for j in right], axis=-1)
+
+        rows, columns = min(((1, 1), (kh, 1), (kh, kw)), key=lambda of_x: copied(*of_x))
+        dk = product(copies(x, rows, columns, 1), copies(g, kh // rows, kw // columns, -1))
+        dk = dk.reshape(rows, columns, ci, kh // rows, kw // columns, co)
+        return dk.transpose(0, 3, 1, 4, 2, 5).reshape(kh, kw, ci, co)
     taps = _taps(x, g.shape[1:3], kernel_size, strides, padding, kernel_dilation)
     return jnp.stack([product(tap, g) for tap in taps]).reshape(kh, kw, ci, co)
 
@@ -229,15 +239,26 @@ def _shift_depthwise(x, kernel, shape, strides, padding, kernel_dilation):
     return y.astype(x.dtype)
 
 
+def _depthwise_kernel_gradient(x, g, kernel_size, strides, padding, kernel_dilation):
+    """Sums over the pixels of g times what each kernel position sees, [kh * kw, c] float32."""
+    (kh, kw), (ph, pw), (dh, dw) = kernel_size, padding, kernel_dilation
+    if kh * kw < 9 and g.shape[1:3] == x.shape[1:3]:
+        taps = [_shifted(x, (i * dh - ph, j * dw - pw)) for i in range(kh) for j in range(kw)]
+        return jnp.stack([(tap.astype(jnp.float32) * g).sum((0, 1, 2)) for tap in taps])
+    # All sums in one loop over the rows: one by one, each would have its own shifted copy of x. Padded once, before.
+    x = jnp.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)))
+    x = lax.optimization_barrier(x)
+    taps = _taps(x, g.shape[1:3], kernel_size, strides, (0, 0), kernel_dilation)
+    products = tuple(tap.astype(jnp.float32) * g for tap in taps)
+    zeros = (jnp.float32(0),) * len(products)
+    add = lambda a, b: tuple(p + q for p, q in zip(a, b, strict=True))  # noqa: E731
+    return jnp.stack([rows.sum(0) for rows in lax.reduce(products, zeros, add, (0, 1))])
+
+
 def _shift_depthwise_gradient(x, kernel, g, strides, padding, kernel_dilation):
     """Gradients of x and kernel, again as shifted products."""
     (kh, kw), (h, w) = kernel.shape[:2], x.shape[1:3]
-    if g.shape[1:3] == (h, w):
-        (ph, pw), (dh, dw) = padding, kernel_dilation
-        taps = [_shifted(x, (i * dh - ph, j * dw - pw)) for i in range(kh) for j in range(kw)]
-    else:
-        taps = _taps(x, g.shape[1:3], (kh, kw), strides, padding, kernel_dilation)
-    dk = jnp.stack([(tap.astype(jnp.float32) * g).sum((0, 1, 2)) for tap in taps])
+    dk = _depthwise_kernel_gradient(x, g, (kh, kw), strides, padding, kernel_dilation)
     # Padded so that the transposed convolution is an ordinary one of stride 1, with the kernel turned round.
     pads = []
     for n, out, k, s, p, d in zip(

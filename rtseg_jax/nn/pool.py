@@ -23,14 +23,49 @@ def _output_size(size: int, window: int, stride: int, padding: int, ceil_mode: b
     return outputs - 1 if (outputs - 1) * stride >= size + padding else outputs
 
 
-def _fold(x, axis, window, stride, outputs, combine):
-    """Combines the `window` shifted, strided views of x along an axis."""
+def _views(x, axis, window, stride):
+    """The `window` shifted, strided views of x along an axis: what lies first, second, ... in each window."""
+    outputs = (x.shape[axis] - window) // stride + 1
     span = (outputs - 1) * stride + 1
-    views = [lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(window)]
-    y = views[0]
-    for view in views[1:]:
-        y = combine(y, view)
-    return y
+    return [lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(window)]
+
+
+def _pad_axis(x, axis, low, high, value, interior=0):
+    pads = [(0, 0, 0)] * x.ndim
+    pads[axis] = (low, high, interior)
+    return lax.pad(x, jnp.asarray(value, x.dtype), pads)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _max_along(x, axis, window, stride, pads):
+    """The maxima of the windows along one axis, padded by -inf."""
+    first, *others = _views(_pad_axis(x, axis, *pads, -jnp.inf), axis, window, stride)
+    return functools.reduce(lambda a, b: jnp.where(b > a, b, a), others, first)
+
+
+def _max_along_forward(x, axis, window, stride, pads):
+    """Also the place of the first maximum in each window, one byte: autodiff would keep a mask for each comparison."""
+    best, *others = _views(_pad_axis(x, axis, *pads, -jnp.inf), axis, window, stride)
+    place = jnp.zeros(best.shape, jnp.uint8)
+    for i, view in enumerate(others, start=1):
+        place = jnp.where(view > best, jnp.uint8(i), place)
+        best = jnp.where(view > best, view, best)
+    return best, (place, x.shape[axis])
+
+
+def _max_along_backward(axis, window, stride, pads, saved, g):
+    place, size = saved
+    low = window - 1 - pads[0]
+    high = size + pads[0] - (g.shape[axis] - 1) * stride - 1
+    # Spread as the windows lie, so that each input sees the windows that hold it as one of `window` views.
+    g = _pad_axis(g, axis, low, high, 0, stride - 1)
+    place = _pad_axis(place, axis, low, high, window, stride - 1)
+    g, place = lax.optimization_barrier((g, place))  # padded once, not inside every view
+    views = zip(_views(g, axis, window, 1), _views(place, axis, window, 1), strict=True)
+    return (sum(jnp.where(p == window - 1 - i, v, 0) for i, (v, p) in enumerate(views)),)
+
+
+_max_along.defvjp(_max_along_forward, _max_along_backward)
 
 
 def max_pool(
@@ -52,27 +87,15 @@ def max_pool(
         ceil_mode: Round the output size up: a last window may hang over the bottom or right border.
         impl: "auto" or "portable".
     """
-    plain = is_portable(impl)
-    outputs, pads = [], [(0, 0)]
+    pads = []
     for size, k, s, p in zip(x.shape[1:3], window, strides, padding, strict=True):
         n = _output_size(size, k, s, p, ceil_mode)
-        outputs.append(n)
-        pads.append((p, max((n - 1) * s + k - size - p, 0)))
-    pads.append((0, 0))
-    if plain:
-        return nn.max_pool(x, window, strides, pads[1:3])
-    if any(any(pad) for pad in pads):
-        x = jnp.pad(x, pads, constant_values=-jnp.inf)
+        # Below 0 where the last windows end before the border.
+        pads.append((p, (n - 1) * s + k - size - p))
+    if is_portable(impl):
+        return nn.max_pool(x, window, strides, [(low, max(high, 0)) for low, high in pads])
     for axis in (1, 0):
-        # Selection, not maximum: the latter halves the gradient between equal values.
-        x = _fold(
-            x,
-            axis + 1,
-            window[axis],
-            strides[axis],
-            outputs[axis],
-            lambda a, b: jnp.where(b > a, b, a),
-        )
+        x = _max_along(x, axis + 1, window[axis], strides[axis], pads[axis])
     return x
 
 
@@ -89,13 +112,9 @@ def avg_pool(
     pads = [(p, p) for p in padding]
     if plain:
         return named("avg_pool", lambda x: nn.avg_pool(x, window, strides, pads))(x)
-    outputs = [
-        _output_size(*sizes, False)
-        for sizes in zip(x.shape[1:3], window, strides, padding, strict=True)
-    ]
     x = jnp.pad(x, [(0, 0), *pads, (0, 0)])
     for axis in (1, 0):
-        x = _fold(x, axis + 1, window[axis], strides[axis], outputs[axis], jnp.add)
+        x = functools.reduce(jnp.add, _views(x, axis + 1, window[axis], strides[axis]))
     return x / (window[0] * window[1])
 
 

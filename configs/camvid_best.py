@@ -1,0 +1,78 @@
+"""Any network on CamVid from scratch, by one recipe of ours: --config=configs/camvid_best.py:eacnet_dabnet,trainval.
+
+Arguments, any of each kind, separated by commas (the first is the default):
+    network    a name of models.VARIANTS: eacnet_dabnet, asap, ...; CARNet's and AFFNet's options and losses are their own
+    split      train     the checkpoint with the best val mIoU is kept
+               trainval  train and val together, the last weights are kept; what is said of val then means nothing
+    length     full      1000 epochs of batch 16, for a GPU
+               short     64 epochs of batch 8 for two CPU cores; crops grow from 192x256 over 240x320 to the whole 360x480
+               smoke
+
+Not a paper's: Adam, poly 0.9 after a warm-up, averaged weights, scales drawn log-uniformly from 0.5 to 2, flips and a
+jitter of brightness, contrast and saturation. EACNet's networks and Fast-SCNN are trained with weighted cross-entropy.
+"""
+
+import ml_collections
+
+from configs import affnet, asap, carnet, common, dabnet, eacnet, erfnet, fast_scnn, spssnet
+
+# The paper's config whose network and loss are taken.
+_OF = {
+    "eacnet_dabnet": (eacnet, "dabnet"),
+    "eacnet_dabnet_nonlocal": (eacnet, "dabnet,non_local"),
+    "dabnet": (dabnet, ""),
+    "eacnet_erfnet": (eacnet, "erfnet"),
+    "eacnet_erfnet_nonlocal": (eacnet, "erfnet,non_local"),
+    "erfnet_encoder": (erfnet, "encoder"),
+    "erfnet": (erfnet, "base"),
+    "carnet_mobilenet": (carnet, "mobilenet"),
+    "carnet_resnet50": (carnet, "resnet50"),
+    "carnet_resnet101": (carnet, "resnet101"),
+    "carnet_resnet152": (carnet, "resnet152"),
+    "affnet": (affnet, ""),
+    "fast_scnn": (fast_scnn, ""),
+    "spssnet": (spssnet, ""),
+    "asap": (asap, ""),
+}
+SPLITS = ("train", "trainval")
+
+
+def get_config(argument: str = "") -> ml_collections.ConfigDict:
+    """The config that the arguments name."""
+    word = common.parse(
+        argument, network=tuple(_OF), split=SPLITS, length=("full", "short", "smoke")
+    )
+    paper, of_paper = _OF[word["network"]]
+    config = paper.get_config(",".join(filter(None, (of_paper, "camvid"))))
+    config.input.train_split = word["split"]
+    config.batch_size = 16
+    config.num_epochs = 1000
+    config.ema_decay = 0.999
+    config.augment.crop = (360, 480)
+    config.augment.scale_range = (0.5, 2.0)
+    config.augment.jitter = (0.3, 0.3, 0.3)
+    config.augment.mean = eacnet.CAMVID_MEAN
+    config.augment.std = (60.0, 60.0, 60.0)
+    if "class_weights" in config.loss and "aux_weights" not in config.loss:
+        config.loss.class_weights = eacnet.CAMVID_WEIGHTS
+    config.optim.lr = 1e-3
+    config.optim.method.update({"name": "adam", "weight_decay": 1e-4, "groups": ()})
+    config.optim.schedule.update(
+        {"kind": "poly", "per": "step", "warmup_steps": 500, "warmup_start": 0.0}
+    )
+    config.eval.every_epochs = 25
+    if word["length"] == "short":
+        config.batch_size = 8
+        config.num_epochs = 64
+        config.ema_decay = 0.998
+        config.augment.crop_schedule = ((0.5, (192, 256)), (0.85, (240, 320)))
+        config.optim.lr = 1.5e-3
+        config.optim.schedule.warmup_steps = 100
+        config.eval.every_epochs = 10
+    if word["split"] == "trainval":
+        config.eval.every_epochs = 10**6  # only at the end: val is no judge
+    if word["length"] == "smoke":
+        common.smoke(config)
+        config.input.train_split = "train"
+        config.loss = paper.get_config(",".join(filter(None, (of_paper, "smoke")))).loss
+    return config
