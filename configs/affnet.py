@@ -97,8 +97,9 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         common.smoke(config)
     elif word["stage"] == "patches":
         config.input.patches = (2, 4, 880, 880)  # rows, columns, (h, w)
-    config.loss = ml_collections.ConfigDict(
+    config.loss.update(
         {
+            "kind": "owfl",  # or those of the other networks, with their options: "cross_entropy", "ohem"
             "pixel_counts": PIXEL_COUNTS[config.input.dataset],
             "offset": 1.02,
             "ce_weight": 0.5,

@@ -14,35 +14,17 @@ jitter of brightness, contrast and saturation. EACNet's networks and Fast-SCNN a
 
 import ml_collections
 
-from configs import affnet, asap, carnet, common, dabnet, eacnet, erfnet, fast_scnn, spssnet
+from configs import common, eacnet, folder
 
-# The paper's config whose network and loss are taken.
-_OF = {
-    "eacnet_dabnet": (eacnet, "dabnet"),
-    "eacnet_dabnet_nonlocal": (eacnet, "dabnet,non_local"),
-    "dabnet": (dabnet, ""),
-    "eacnet_erfnet": (eacnet, "erfnet"),
-    "eacnet_erfnet_nonlocal": (eacnet, "erfnet,non_local"),
-    "erfnet_encoder": (erfnet, "encoder"),
-    "erfnet": (erfnet, "base"),
-    "carnet_mobilenet": (carnet, "mobilenet"),
-    "carnet_resnet50": (carnet, "resnet50"),
-    "carnet_resnet101": (carnet, "resnet101"),
-    "carnet_resnet152": (carnet, "resnet152"),
-    "affnet": (affnet, ""),
-    "fast_scnn": (fast_scnn, ""),
-    "spssnet": (spssnet, ""),
-    "asap": (asap, ""),
-}
 SPLITS = ("train", "trainval")
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """The config that the arguments name."""
     word = common.parse(
-        argument, network=tuple(_OF), split=SPLITS, length=("full", "short", "smoke")
+        argument, network=tuple(folder.PAPERS), split=SPLITS, length=("full", "short", "smoke")
     )
-    paper, of_paper = _OF[word["network"]]
+    paper, of_paper = folder.PAPERS[word["network"]]
     config = paper.get_config(",".join(filter(None, (of_paper, "camvid"))))
     config.input.train_split = word["split"]
     config.batch_size = 16
@@ -53,7 +35,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config.augment.jitter = (0.3, 0.3, 0.3)
     config.augment.mean = eacnet.CAMVID_MEAN
     config.augment.std = (60.0, 60.0, 60.0)
-    if "class_weights" in config.loss and "aux_weights" not in config.loss:
+    if config.loss.get("kind") == "cross_entropy":
         config.loss.class_weights = eacnet.CAMVID_WEIGHTS
     config.optim.lr = 1e-3
     config.optim.method.update({"name": "adam", "weight_decay": 1e-4, "groups": ()})

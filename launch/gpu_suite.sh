@@ -5,17 +5,18 @@
 #   launch/gpu_suite.sh ops                every operation in every form; sets of XLA flags on two networks
 #   launch/gpu_suite.sh bench NET...       ours against PyTorch, inference and training; one network fills a part
 #   launch/gpu_suite.sh camvid CONFIG      trains, e.g. eacnet:dabnet,camvid; the set is $CAMVID, see pack_camvid.py
+#   launch/gpu_suite.sh recipes REGEX [SEEDS [AT_ONCE]]   of benchmarks/camvid.py, e.g. '^best:eacnet_dabnet' 0,1,2 3
 #
 # Results go to $OUT (./out if unset), the table comes last. What benchmarks/gpu.jsonl has of this code is not measured
 # again: copy $OUT/gpu.jsonl over it between parts. TINY=1 shrinks everything to try the suite on a CPU.
 #
-# camvid needs ml_collections, and writes TensorBoard events if there is tensorboardX. Carry both as wheels:
+# camvid and recipes need ml_collections, and write TensorBoard events if there is tensorboardX. Carry both as wheels:
 #   pip download --no-deps -d launch/wheels ml_collections tensorboardX
 # Wheels in launch/wheels ($WHEELS) are unpacked beside the suite, nothing is installed.
 set -euo pipefail
 case ${1:-} in
-  tests | ops | bench | camvid) ;;
-  *) sed -n '2,15s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
+  tests | ops | bench | camvid | recipes) ;;
+  *) sed -n '2,16s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
 esac
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -96,8 +97,8 @@ run_bench() {
   return "$status"
 }
 
-run_camvid() {
-  local config=${1:-eacnet:dabnet,camvid} archive=${CAMVID:-launch/camvid.zip} seconds=500 tiny=()
+unpack_camvid() {
+  local archive=${CAMVID:-launch/camvid.zip}
   if [[ $TINY ]]; then
     "$PYTHON" - "$scratch/random" <<'PYTHON'
 import pathlib, sys
@@ -112,10 +113,17 @@ for split in ("train", "val", "test"):
             Image.fromarray(rng.integers(0, top, shape, dtype=np.uint8)).save(folder / f"{i}.png")
 PYTHON
     archive=$scratch/camvid.zip
-    tiny=(--config.num_steps=2 --config.batch_size=2 --config.log_every=1 --config.augment.crop="(32, 64)")
     "$PYTHON" launch/pack_camvid.py pack "$scratch/random" "$archive"
   fi
   "$PYTHON" launch/pack_camvid.py unpack "$archive" "$scratch/camvid"
+}
+
+tiny_run=(--config.num_steps=2 --config.batch_size=2 --config.log_every=1 --config.augment.crop="(32, 64)")
+
+run_camvid() {
+  local config=${1:-eacnet:dabnet,camvid} seconds=500 tiny=()
+  if [[ $TINY ]]; then tiny=("${tiny_run[@]}"); fi
+  unpack_camvid
   # SIGTERM lets the run save and end with 0.
   limit $seconds "$PYTHON" -m rtseg_jax.main --config="$config" --config.input.root="$scratch/camvid" \
     --config.input.mode=resident --workdir="$scratch/run" "${tiny[@]}" | tee "$OUT/camvid.log"
@@ -126,6 +134,17 @@ PYTHON
       --output="$scratch/test"
     cp "$scratch/test/evaluation.json" "$OUT/evaluation_test.json"
   fi
+}
+
+run_recipes() {
+  local only=${1:?the names of recipes, as a regular expression} seeds=${2:-0,1,2} at_once=${3:-3} tiny=() status=0
+  if [[ $TINY ]]; then tiny=(-- "${tiny_run[@]}"); fi
+  unpack_camvid
+  if [[ ! -f $OUT/camvid.jsonl ]]; then cp benchmarks/camvid.jsonl "$OUT/"; fi
+  limit 520 "$PYTHON" benchmarks/camvid.py run --root="$scratch/camvid" --runs="$scratch/runs" --only="$only" \
+    --seeds="$seeds" --parallel="$at_once" --output="$OUT/camvid.jsonl" "${tiny[@]}" || status=$?
+  cat "$OUT/camvid.md"
+  return "$status"
 }
 
 "run_$1" "${@:2}"

@@ -73,7 +73,7 @@ def test_suite_names_its_parts(part):
         ["bash", str(LAUNCH / "gpu_suite.sh"), *part], capture_output=True, text=True, check=False
     )
     assert result.returncode == 2
-    for name in ("tests", "ops", "bench NET...", "camvid CONFIG"):
+    for name in ("tests", "ops", "bench NET...", "camvid CONFIG", "recipes REGEX"):
         assert f"launch/gpu_suite.sh {name}" in result.stderr
 
 

@@ -24,6 +24,8 @@ Readings (where the paper is silent or contradicts itself, and what its tables s
     groups of Table VII come out); Eq. 7 is averaged over the labelled pixels of the batch.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -365,6 +367,8 @@ def loss(
     pixel_counts: tuple[int, ...],
     offset: float,
     ce_weight: float,
+    kind: str = "owfl",
+    **others: Any,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """AFFNet's loss on the logits upsampled to the label's size: OWFL + 0.5 CEL (Eq. 3).
 
@@ -374,13 +378,17 @@ def loss(
         pixel_counts: Labelled pixels of each class in the training set.
         offset: c of Eq. 4, 1.02 in the paper.
         ce_weight: Weight of the cross-entropy, 0.5 in the paper.
+        kind: "owfl", the paper's; any other is a kind of losses.segmentation_loss, to compare with.
+        **others: Of losses.segmentation_loss.
 
     Returns:
         The loss and its terms by name.
 
     Raises:
-        ValueError: not one count per class, a class without pixels, or an offset of 1 or less.
+        ValueError: not one count per class, a class without pixels, or an offset of 1 or less; unknown kind.
     """
+    if kind != "owfl":
+        return losses.segmentation_loss(outputs, batch, kind=kind, **others)
     label = batch["label"]
     logits = losses.upsample_class_maps(outputs["logits"], label.shape[1:3])
     focal = losses.object_weighted_focal_loss(

@@ -321,6 +321,9 @@ def test_loss_of_the_baselines():
         value, terms = loss(outputs, {"label": label})
         assert list(terms) == ["loss"]
         np.testing.assert_allclose(value, expected, rtol=1e-5)
+        of_affnet = {"pixel_counts": (3, 2, 1), "offset": 1.1, "ce_weight": 0.25}
+        same, _ = affnet.loss(outputs, {"label": label}, kind=kind, **of_affnet, **options)
+        np.testing.assert_allclose(same, expected, rtol=1e-5)
     with pytest.raises(ValueError, match="unknown loss 'focal'; choose 'cross_entropy' or 'ohem'"):
         losses.segmentation_loss(outputs, {"label": label}, kind="focal", **options)
 
