@@ -5,13 +5,13 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from rtseg_jax.nn.resize import resize_bilinear
+from rtseg_jax.nn.resize import bilinear_matrix
 
 IGNORE = 255
-FOLDED = 32  # classes up to which they are taken one by one
 
 
 def upsample_class_maps(
@@ -20,11 +20,15 @@ def upsample_class_maps(
     """Bilinear upsampling to (height, width), half-pixel centres, with the classes moved in front.
 
     One plane per class lets softmax and its gradient run over whole rows: at full size that is several times
-    faster on a CPU than reducing over a last axis of 11 or 19.
+    faster on a CPU than reducing over a last axis of 11 or 19. Two matrix products keep the planes in this order,
+    forward and backward.
     """
     b, h, w, k = logits.shape
-    planes = jnp.moveaxis(logits, -1, 1).reshape(b * k, h, w, 1)
-    return resize_bilinear(planes, size).reshape(b, k, *size)
+    rows, columns = bilinear_matrix(h, size[0]), bilinear_matrix(w, size[1])
+    planes = jnp.moveaxis(logits.astype(jnp.float32), -1, 1).reshape(-1, w)
+    planes = jnp.matmul(planes, columns.T, precision="highest").reshape(b * k, h, size[1])
+    rows = jnp.broadcast_to(rows.reshape(1, *rows.shape), (b * k, *rows.shape))
+    return jnp.matmul(rows, planes, precision="highest").reshape(b, k, *size).astype(logits.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -34,35 +38,30 @@ def _entropy(logits, target, axis):
 
 
 def _entropy_forward(logits, target, axis):
-    num_classes = logits.shape[axis]
-    if num_classes <= FOLDED:
-        # Two loops over the pixels; on a CPU a reduction over the classes takes ten times as long.
-        planes = [lax.index_in_dim(logits, i, axis, keepdims=False) for i in range(num_classes)]
-        top = functools.reduce(jnp.maximum, planes)
-        log_total = jnp.log(sum(jnp.exp(plane - top) for plane in planes))
-        own = planes[0]
-        for i, plane in enumerate(planes[1:], start=1):
-            own = jnp.where(target == i, plane, own)
-    else:
-        top = jnp.max(logits, axis)
-        log_total = jnp.log(jnp.sum(jnp.exp(logits - jnp.expand_dims(top, axis)), axis))
-        own = jnp.sum(jnp.where(_one_hot(target, logits, axis), logits, 0.0), axis)
+    # Two loops over the pixels, a class after the other; on a CPU reductions over the classes take four times as long.
+    # But this one keeps the maximum from being found again in each of them, which jnp.max is too slow for.
+    top = lax.reduce(logits, np.float32(-np.inf), lambda a, b: lax.select(b > a, b, a), (axis,))
+    planes = [lax.index_in_dim(logits, i, axis, keepdims=False) for i in range(logits.shape[axis])]
+    log_total = jnp.log(sum(jnp.exp(plane - top) for plane in planes))
+    own = planes[0]
+    for i, plane in enumerate(planes[1:], start=1):
+        own = jnp.where(target == i, plane, own)
     # Not their sum: among large scores it would round away what a sure pixel lacks of probability 1.
     return log_total - (own - top), (logits, target, top, log_total)
 
 
 def _entropy_backward(axis, saved, g):
     logits, target, top, log_total = saved
-    share, top, g = (jnp.expand_dims(v, axis) for v in (g * jnp.exp(-log_total), top, g))
-    return jnp.exp(logits - top) * share - jnp.where(_one_hot(target, logits, axis), g, 0), None
+    # Compared as floats: with integers the loop is three times as slow.
+    classes = lax.broadcasted_iota(jnp.float32, logits.shape, axis)
+    target = target.astype(jnp.float32)
+    share, top, g, target = (
+        jnp.expand_dims(v, axis) for v in (g * jnp.exp(-log_total), top, g, target)
+    )
+    return jnp.exp(logits - top) * share - jnp.where(classes == target, g, 0), None
 
 
 _entropy.defvjp(_entropy_forward, _entropy_backward)
-
-
-def _one_hot(target, logits, axis):
-    classes = lax.broadcasted_iota(jnp.int32, logits.shape, axis % logits.ndim)
-    return classes == jnp.expand_dims(target, axis)
 
 
 def pixel_weights(
@@ -89,7 +88,8 @@ def _terms(
             f"{len(class_weights)} class weights were given for {num_classes} classes; give one per class"
         )
     valid = label != IGNORE
-    entropy = _entropy(logits.astype(jnp.float32), jnp.where(valid, label, 0), axis)
+    target = jnp.where(valid, label, 0)
+    entropy = _entropy(logits.astype(jnp.float32), target, axis % logits.ndim)
     return jnp.where(valid, entropy, 0.0), pixel_weights(label, class_weights), valid
 
 

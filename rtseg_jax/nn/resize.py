@@ -19,7 +19,10 @@ def _taps(old: int, new: int, align_corners: bool):
     return low, np.minimum(low + 1, old - 1), (position - low).astype(np.float32)
 
 
-def _matrix(old: int, new: int, align_corners: bool):
+def bilinear_matrix(
+    old: int, new: int, align_corners: bool = False
+) -> Float[np.ndarray, "new old"]:
+    """What bilinear resizing of an axis from `old` to `new` positions multiplies by."""
     low, high, weight = _taps(old, new, align_corners)
     matrix = np.zeros((new, old), np.float32)
     np.add.at(matrix, (np.arange(new), low), 1 - weight)
@@ -49,8 +52,8 @@ def resize_bilinear(
     """
     plain = is_portable(impl)
     dtype = x.dtype
-    rows = _matrix(x.shape[1], size[0], align_corners)
-    columns = _matrix(x.shape[2], size[1], align_corners)
+    rows = bilinear_matrix(x.shape[1], size[0], align_corners)
+    columns = bilinear_matrix(x.shape[2], size[1], align_corners)
 
     def gather(x):
         x = _lerp(x.astype(jnp.float32), 2, size[1], align_corners)
