@@ -528,7 +528,7 @@ def layers(request: Request) -> dict[str, Any]:
 
         def run(*arrays, alone=alone, own=own, structure=structure, kwargs=row["kwargs"]):
             constants = jax.tree.map(jnp.asarray, own)
-            with nn.intercept_methods(infer._folding(own)):
+            with nn.intercept_methods(infer.folding(own)):
                 return alone.apply(constants, *jax.tree.unflatten(structure, arrays), **kwargs)
 
         compiled = jax.jit(run).lower(*arrays).compile()

@@ -79,7 +79,7 @@ def fold(variables: Mapping[str, Any], epsilon: float) -> tuple[np.ndarray, np.n
     return (conv["kernel"] * factor).astype(np.float32), bias.astype(np.float32)
 
 
-def _folding(variables: Mapping[str, Any]) -> Callable:
+def folding(variables: Mapping[str, Any]) -> Callable:
     """An interceptor of method calls that runs every ConvBatchNorm as the one convolution it is after training."""
 
     def intercept(call, args, kwargs, context):
@@ -143,7 +143,7 @@ def program(
 
     def run(frames: jax.Array) -> jax.Array:
         constants = jax.tree.map(jnp.asarray, cast)
-        with nn.intercept_methods(_folding(exact)):
+        with nn.intercept_methods(folding(exact)):
             logits = scores(model, constants, frames, mean=mean, std=std, size=size)
         if output == "scores":
             return logits

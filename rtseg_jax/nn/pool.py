@@ -30,42 +30,54 @@ def _views(x, axis, window, stride):
     return [lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(window)]
 
 
-def _pad_axis(x, axis, low, high, value, interior=0):
-    pads = [(0, 0, 0)] * x.ndim
-    pads[axis] = (low, high, interior)
-    return lax.pad(x, jnp.asarray(value, x.dtype), pads)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _max_along(x, axis, window, stride, pads):
-    """The maxima of the windows along one axis, padded by -inf."""
-    first, *others = _views(_pad_axis(x, axis, *pads, -jnp.inf), axis, window, stride)
-    return functools.reduce(lambda a, b: jnp.where(b > a, b, a), others, first)
-
-
-def _max_along_forward(x, axis, window, stride, pads):
-    """Also the place of the first maximum in each window, one byte: autodiff would keep a mask for each comparison."""
-    best, *others = _views(_pad_axis(x, axis, *pads, -jnp.inf), axis, window, stride)
+def _first_maxima(x, axis, window, stride):
+    """The maxima of the windows along an axis, and the place of the first one in each, a byte."""
+    best, *others = _views(x, axis, window, stride)
     place = jnp.zeros(best.shape, jnp.uint8)
     for i, view in enumerate(others, start=1):
         place = jnp.where(view > best, jnp.uint8(i), place)
         best = jnp.where(view > best, view, best)
-    return best, (place, x.shape[axis])
+    return best, place
 
 
-def _max_along_backward(axis, window, stride, pads, saved, g):
-    place, size = saved
-    low = window - 1 - pads[0]
-    high = size + pads[0] - (g.shape[axis] - 1) * stride - 1
-    # Spread as the windows lie, so that each input sees the windows that hold it as one of `window` views.
-    g = _pad_axis(g, axis, low, high, 0, stride - 1)
-    place = _pad_axis(place, axis, low, high, window, stride - 1)
-    g, place = lax.optimization_barrier((g, place))  # padded once, not inside every view
-    views = zip(_views(g, axis, window, 1), _views(place, axis, window, 1), strict=True)
-    return (sum(jnp.where(p == window - 1 - i, v, 0) for i, (v, p) in enumerate(views)),)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x, window, strides, pads):
+    """Rows, then columns, of x padded once by -inf (or cropped, below 0): padding between the two is slow on CPUs."""
+    return _max_pool_forward(x, window, strides, pads)[0]
 
 
-_max_along.defvjp(_max_along_forward, _max_along_backward)
+def _max_pool_forward(x, window, strides, pads):
+    # The places are kept: autodiff would keep a mask for each comparison.
+    x = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), [(0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)])
+    y, columns = _first_maxima(x, 2, window[1], strides[1])
+    y, rows = _first_maxima(y, 1, window[0], strides[0])
+    return y, (rows, columns, x.shape)
+
+
+def _max_pool_backward(window, strides, pads, saved, g):
+    rows, columns, shape = saved
+
+    def spread(x, value, axes=(1, 2)):
+        # As the windows lie, so that an input sees all that may hold it as `window` views.
+        configuration = [(0, 0, 0)] * 4
+        for axis in axes:
+            k, s = window[axis - 1], strides[axis - 1]
+            high = shape[axis] - (x.shape[axis] - 1) * s - 1
+            configuration[axis] = (k - 1, high, s - 1)
+        return lax.pad(x, jnp.asarray(value, x.dtype), configuration)
+
+    def to_first(g, place, axis):
+        k = window[axis - 1]
+        views = zip(_views(g, axis, k, 1), _views(place, axis, k, 1), strict=True)
+        return sum(jnp.where(p == k - 1 - i, v, 0) for i, (v, p) in enumerate(views))
+
+    g = to_first(spread(g, 0), spread(rows, window[0]), 1)
+    g = to_first(g, spread(columns, window[1], axes=(2,)), 2)
+    cropped = [(0, 0, 0), *((-low, -high, 0) for low, high in pads), (0, 0, 0)]
+    return (lax.pad(g, jnp.zeros((), g.dtype), cropped),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def max_pool(
@@ -94,9 +106,7 @@ def max_pool(
         pads.append((p, (n - 1) * s + k - size - p))
     if is_portable(impl):
         return nn.max_pool(x, window, strides, [(low, max(high, 0)) for low, high in pads])
-    for axis in (1, 0):
-        x = _max_along(x, axis + 1, window[axis], strides[axis], pads[axis])
-    return x
+    return _max_pool(x, tuple(window), tuple(strides), tuple(pads))
 
 
 def avg_pool(
