@@ -252,7 +252,8 @@ def _depthwise_kernel_gradient(x, g, kernel_size, strides, padding, kernel_dilat
     products = tuple(tap.astype(jnp.float32) * g for tap in taps)
     zeros = (jnp.float32(0),) * len(products)
     add = lambda a, b: tuple(p + q for p, q in zip(a, b, strict=True))  # noqa: E731
-    return jnp.stack([rows.sum(0) for rows in lax.reduce(products, zeros, add, (0, 1))])
+    # Over the rows alone: a batch split over devices would be gathered for a reduction of several operands.
+    return jnp.stack([one.sum((0, 1)) for one in lax.reduce(products, zeros, add, (1,))])
 
 
 def _shift_depthwise_gradient(x, kernel, g, strides, padding, kernel_dilation):
