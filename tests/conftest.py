@@ -3,6 +3,8 @@
 import os
 import pathlib
 import shutil
+import signal
+from collections.abc import Iterator
 
 # What a program computes does not depend on how well LLVM optimises it, and most of the suite's time is compiling.
 os.environ["XLA_FLAGS"] = (
@@ -56,3 +58,13 @@ def browser():
         chrome = started.chromium.launch(executable_path=path, args=QUIET)
         yield chrome
         chrome.close()
+
+
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """Signals as in a terminal: under nohup, or in the background of a script, some are ignored."""
+    usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -324,6 +324,7 @@ def test_a_wrong_flag_is_one_line(folder):
     assert len(errors) == 1 and "size '12' is not HEIGHTxWIDTH" in errors[0]
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_0(number, monkeypatch, capsys):
     given = {"workdir": ["a"], "host": "127.0.0.1", "port": 1, "open": False}

@@ -294,6 +294,7 @@ def test_none_is_nothing_on_the_command_line():
         assert result.stdout.strip() == printed, result.stderr
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_a_run_whose_terminal_goes_is_saved(tmp_path):
     """SIGHUP, and nobody at the other end of stdout: the state of the last step is there."""
     options = ["--config.num_steps=500", "--config.eval.every_steps=500", "--config.log_every=1"]
