@@ -128,18 +128,16 @@ EXPERIMENTS: dict[str, Experiment] = {
         for name, options in _LOSSES.items()
     },
     **{
-        f"asap:fusion={name}": Experiment(f"asap:camvid,{word},no_attention")
-        for name, word in {
-            **{n: n for n in ("ffdn", "ln", "in", "general")},
-            "none": "no_fusion",
-        }.items()
+        f"asap:fusion={word.replace('no_fusion', 'none')}": Experiment(
+            f"asap:camvid,{word},no_attention"
+        )
+        for word in ("ffdn", "ln", "in", "general", "no_fusion")
     },
     **{
-        f"asap:attention={name}": Experiment(f"asap:camvid,ffdn,{word}")
-        for name, word in {
-            **{n: n for n in ("vertical", "horizontal", "conventional")},
-            "none": "no_attention",
-        }.items()
+        f"asap:attention={word.replace('no_attention', 'none')}": Experiment(
+            f"asap:camvid,ffdn,{word}"
+        )
+        for word in ("vertical", "horizontal", "conventional", "no_attention")
     },
 }
 # What the papers say: (where, better, worse).
@@ -408,7 +406,7 @@ def markdown(lines: list[Record]) -> str:
                 ),
             ),
             "",
-            *by_class({name: runs for name, runs in done.items()}),
+            *by_class(done),
         ]
         claims = [c for c in CLAIMS if c[1] in done and c[2] in done]
         if claims:

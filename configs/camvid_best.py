@@ -16,16 +16,17 @@ import ml_collections
 
 from configs import common, eacnet, folder
 
-SPLITS = ("train", "trainval")
-
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """The config that the arguments name."""
     word = common.parse(
-        argument, network=tuple(folder.PAPERS), split=SPLITS, length=("full", "short", "smoke")
+        argument,
+        network=tuple(folder.PAPERS),
+        split=("train", "trainval"),
+        length=("full", "short", "smoke"),
     )
     paper, of_paper = folder.PAPERS[word["network"]]
-    config = paper.get_config(",".join(filter(None, (of_paper, "camvid"))))
+    config = paper.get_config(f"{of_paper},camvid")
     config.input.train_split = word["split"]
     config.batch_size = 16
     config.num_epochs = 1000
@@ -56,5 +57,5 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     if word["length"] == "smoke":
         common.smoke(config)
         config.input.train_split = "train"
-        config.loss = paper.get_config(",".join(filter(None, (of_paper, "smoke")))).loss
+        config.loss = paper.get_config(f"{of_paper},smoke").loss
     return config

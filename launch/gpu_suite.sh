@@ -32,6 +32,11 @@ fi
 export PYTHONPATH="$PWD:$scratch/site${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=3
 
+tiny=()  # of a training run
+if [[ $TINY ]]; then
+  tiny=(--config.num_steps=2 --config.batch_size=2 --config.log_every=1 --config.augment.crop="(32, 64)")
+fi
+
 # limit SECONDS COMMAND...: what is cut short has written what it had
 limit() {
   local seconds=$1 status=0
@@ -118,11 +123,8 @@ PYTHON
   "$PYTHON" launch/pack_camvid.py unpack "$archive" "$scratch/camvid"
 }
 
-tiny_run=(--config.num_steps=2 --config.batch_size=2 --config.log_every=1 --config.augment.crop="(32, 64)")
-
 run_camvid() {
-  local config=${1:-eacnet:dabnet,camvid} seconds=500 tiny=()
-  if [[ $TINY ]]; then tiny=("${tiny_run[@]}"); fi
+  local config=${1:-eacnet:dabnet,camvid} seconds=500
   unpack_camvid
   # SIGTERM lets the run save and end with 0.
   limit $seconds "$PYTHON" -m rtseg_jax.main --config="$config" --config.input.root="$scratch/camvid" \
@@ -137,12 +139,11 @@ run_camvid() {
 }
 
 run_recipes() {
-  local only=${1:?the names of recipes, as a regular expression} seeds=${2:-0,1,2} at_once=${3:-3} tiny=() status=0
-  if [[ $TINY ]]; then tiny=(-- "${tiny_run[@]}"); fi
+  local only=${1:?the names of recipes, as a regular expression} seeds=${2:-0,1,2} at_once=${3:-3} status=0
   unpack_camvid
   if [[ ! -f $OUT/camvid.jsonl ]]; then cp benchmarks/camvid.jsonl "$OUT/"; fi
   limit 520 "$PYTHON" benchmarks/camvid.py run --root="$scratch/camvid" --runs="$scratch/runs" --only="$only" \
-    --seeds="$seeds" --parallel="$at_once" --output="$OUT/camvid.jsonl" "${tiny[@]}" || status=$?
+    --seeds="$seeds" --parallel="$at_once" --output="$OUT/camvid.jsonl" -- "${tiny[@]}" || status=$?
   cat "$OUT/camvid.md"
   return "$status"
 }
