@@ -26,6 +26,9 @@ import subprocess
 import sys
 from typing import Any
 
+from rtseg_jax import tables
+from rtseg_jax.runs import read as read_run
+
 HERE = pathlib.Path(__file__).resolve().parent
 LINES = HERE / "camvid.jsonl"
 TRAINVAL = ("--config.input.train_split=trainval", "--config.eval.every_epochs=1000000")
@@ -279,38 +282,36 @@ def run_all(
     return failed
 
 
-def read(run: pathlib.Path, command: str) -> Record:
+def read(workdir: pathlib.Path, command: str) -> Record:
     """What a run's folder says of it."""
-    config = json.loads((run / "config.json").read_text())
-    val = json.loads((run / "evaluation.json").read_text())
-    tested = run / "evaluation_test" / "evaluation.json"
-    test = json.loads(tested.read_text()) if tested.exists() else None
-    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in log if "loss" in line]
-    pixels = [sum(row) for row in val["confusion"]]
-    began, ended = ((run / f).stat().st_mtime for f in ("params.txt", "evaluation.json"))
+    run, test = read_run(workdir), None
+    if (workdir / "evaluation_test" / "evaluation.json").exists():
+        test = read_run(workdir, "evaluation_test").evaluation
+    losses = [loss for _, loss in run.history["loss"]]
+    pixels = [sum(row) for row in run.evaluation["confusion"]]
+    ended = run.evaluated.stat().st_mtime
     return {
-        "model": config["model"]["name"],
+        "model": run.config.model.name,
         "command": command,
         "date": datetime.date.fromtimestamp(ended).isoformat(),
-        "device": _device(run),
-        "steps": max(line["step"] for line in log),
-        "batch_size": config["batch_size"],
-        "train_split": config["input"]["train_split"],
-        "best_step": val["step"],
-        "seconds": round(ended - began),
+        "device": _device(workdir),
+        "steps": run.steps,
+        "batch_size": run.config.batch_size,
+        "train_split": run.config.input.train_split,
+        "best_step": run.evaluation["step"],
+        "seconds": round(run.seconds),
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "majority_val_miou": max(pixels) / sum(pixels) / len(pixels),
-        "val_miou": val["miou"],
+        "val_miou": run.evaluation["miou"],
         "test_miou": test and test["miou"],
         "test_iou": test and test["iou"],
     }
 
 
-def _device(run: pathlib.Path) -> str:
+def _device(workdir: pathlib.Path) -> str:
     """What the run's log says it ran on, "" without one."""
-    log = run.parent / f"{run.name}.log"
+    log = workdir.parent / f"{workdir.name}.log"
     text = log.read_text(errors="replace") if log.exists() else ""
     found = re.findall(r" classes, (\w+), (\d+ x .+), (jax [\w.]+)$", text, re.MULTILINE)
     return ", ".join((found[-1][1], found[-1][0], found[-1][2])) if found else ""
@@ -354,12 +355,6 @@ def spread(values: list[float]) -> str:
     return percent(statistics.fmean(values)) + around
 
 
-def table(head: list[str], *rows: list[str]) -> list[str]:
-    """Lines of a Markdown table."""
-    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
-    return [lines[0], "|" + " --- |" * len(head), *lines[1:]]
-
-
 def verdict(better: list[float], worse: list[float]) -> str:
     """Whether seeds bear a claim out: the difference of the means against twice its standard error."""
     difference = statistics.fmean(better) - statistics.fmean(worse)
@@ -389,21 +384,23 @@ def markdown(lines: list[Record]) -> str:
         parts += [
             "## Recipes\n",
             "Each by `python benchmarks/camvid.py run --root=DIR --runs=RUNS --only=NAME`.\n",
-            *table(
-                ["name", "command", "device", "seeds", "steps x batch", "seconds", "val", "test"],
-                *(
-                    [
-                        name,
-                        f"`{re.sub(r' --config.seed=[0-9]+', '', runs[0]['command'])}`",
-                        runs[0]["device"],
-                        str(len(runs)),
-                        f"{runs[0]['steps']} x {runs[0]['batch_size']}",
-                        str(round(statistics.fmean(r["seconds"] for r in runs))),
-                        "-" if EXPERIMENTS[name].together else spread(values[name]["val"]),
-                        f"**{spread(values[name]['test'])}**",
-                    ]
-                    for name, runs in done.items()
-                ),
+            *tables.header(
+                *("name", "command", "device"),
+                *("seeds", "steps x batch", "seconds", "val", "test"),
+                words=(0, 1, 2),
+            ),
+            *(
+                tables.row(
+                    name,
+                    f"`{re.sub(r' --config.seed=[0-9]+', '', runs[0]['command'])}`",
+                    runs[0]["device"],
+                    len(runs),
+                    f"{runs[0]['steps']} x {runs[0]['batch_size']}",
+                    round(statistics.fmean(r["seconds"] for r in runs)),
+                    "-" if EXPERIMENTS[name].together else spread(values[name]["val"]),
+                    f"**{spread(values[name]['test'])}**",
+                )
+                for name, runs in done.items()
             ),
             "",
             *by_class(done),
@@ -413,20 +410,18 @@ def markdown(lines: list[Record]) -> str:
             parts += [
                 "## What the papers claim\n",
                 "The difference in mIoU, in points: it holds or does not where it is more than twice its standard error.\n",
-                *table(
-                    ["claim", "better", "worse", "val", "test"],
-                    *(
-                        [
-                            where,
-                            better,
-                            worse,
-                            *(
-                                verdict(values[better][split], values[worse][split])
-                                for split in ("val", "test")
-                            ),
-                        ]
-                        for where, better, worse in claims
-                    ),
+                *tables.header("claim", "better", "worse", "val", "test", words=range(5)),
+                *(
+                    tables.row(
+                        where,
+                        better,
+                        worse,
+                        *(
+                            verdict(values[better][split], values[worse][split])
+                            for split in ("val", "test")
+                        ),
+                    )
+                    for where, better, worse in claims
                 ),
             ]
     if waiting:
@@ -438,22 +433,20 @@ def markdown(lines: list[Record]) -> str:
         tested = [r for r in single if r["test_miou"] is not None]
         parts += [
             SINGLE,
-            *table(
-                ["network", "steps x batch", "seconds", "loss", "majority", "val", "test"],
-                *(
-                    [
-                        r["model"],
-                        f"{r['steps']} x {r['batch_size']}",
-                        str(r["seconds"]),
-                        f"{r['first_loss']:.2f} to {r['last_loss']:.2f}"
-                        if "first_loss" in r
-                        else "-",
-                        percent(r.get("majority_val_miou")),
-                        percent(r["val_miou"]) if r.get("train_split") != "trainval" else "-",
-                        f"**{percent(r['test_miou'])}**" if r["test_miou"] is not None else "-",
-                    ]
-                    for r in single
-                ),
+            *tables.header(
+                *("network", "steps x batch", "seconds", "loss", "majority", "val", "test")
+            ),
+            *(
+                tables.row(
+                    r["model"],
+                    f"{r['steps']} x {r['batch_size']}",
+                    r["seconds"],
+                    f"{r['first_loss']:.2f} to {r['last_loss']:.2f}" if "first_loss" in r else "-",
+                    percent(r.get("majority_val_miou")),
+                    percent(r["val_miou"]) if r.get("train_split") != "trainval" else "-",
+                    f"**{percent(r['test_miou'])}**" if r["test_miou"] is not None else "-",
+                )
+                for r in single
             ),
             "\nCommands, in the same order:\n",
             *(f"- {r['model']}, {r['date']}: `{r['command']}`" for r in single),
@@ -470,15 +463,13 @@ def by_class(columns: dict[str, list[Record]]) -> list[str]:
     classes = list(next(iter(columns.values()))[0]["test_iou"])
     return [
         "Test IoU by class:\n",
-        *table(
-            ["", *classes],
-            *(
-                [
-                    name,
-                    *(percent(statistics.fmean(r["test_iou"][c] for r in runs)) for c in classes),
-                ]
-                for name, runs in columns.items()
-            ),
+        *tables.header("", *classes),
+        *(
+            tables.row(
+                name,
+                *(percent(statistics.fmean(r["test_iou"][c] for r in runs)) for c in classes),
+            )
+            for name, runs in columns.items()
         ),
         "",
     ]
@@ -519,9 +510,9 @@ def contrasts(root: str, workdirs: list[str], count: int, path: pathlib.Path) ->
     import numpy as np
     from PIL import Image, ImageDraw
 
-    from rtseg_jax import drawing, report, runs
+    from rtseg_jax import drawing, report
 
-    group = [runs.read(pathlib.Path(w), "evaluation_test") for w in workdirs]
+    group = [read_run(pathlib.Path(w), "evaluation_test") for w in workdirs]
     found = report.most_different(group, count, root)
     table_of, rows = group[0].table, []
     for contrast in found:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rtseg_jax import tables
 from rtseg_jax.bench_rivals import Rival, calibrate, time_round
 from rtseg_jax.nn import attention, conv, pool, resize
 
@@ -192,8 +193,8 @@ def main() -> None:
 
     device = jax.devices()[0].device_kind
     print(f"{device}, jax {jax.__version__}, {options.dtype}\n")
-    print("| operation | form | us | against portable | differs by | compile, s |")
-    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    titles = ("operation", "form", "us", "against portable", "differs by", "compile, s")
+    print(*tables.header(*titles, words=(0, 1)), sep="\n")
     for cases in (convolutions, gradients, others):
         for name, forms, arguments in cases(array, options.shrink):
             rows, reference = {}, None
@@ -211,14 +212,12 @@ def main() -> None:
                     file.write(json.dumps(line) + "\n")
                 row = rows[form]
                 if "error" in row:
-                    print(f"| {name} | {form} | {row['error']} | | | |", flush=True)
+                    print(tables.row(name, form, row["error"], "", "", ""), flush=True)
                     continue
                 ratio = rows["portable"]["us"] / row["us"] if "us" in rows["portable"] else 0
-                print(
-                    f"| {name} | {form} | {row['us']:.1f} | {ratio:.2f} | {row['difference']:.1e}"
-                    f" | {row['compile_seconds']:.1f} |",
-                    flush=True,
-                )
+                figures = (f"{row['us']:.1f}", f"{ratio:.2f}", f"{row['difference']:.1e}")
+                seconds = f"{row['compile_seconds']:.1f}"
+                print(tables.row(name, form, *figures, seconds), flush=True)
 
 
 if __name__ == "__main__":

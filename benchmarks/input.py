@@ -36,6 +36,7 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 
+from rtseg_jax import tables
 from rtseg_jax.bench import MALLOC, cpu_name, default_device
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -276,16 +277,25 @@ def table(options: argparse.Namespace, about: dict, rates: dict, load: float, dr
         f" {', '.join(f'{k} {v}' for k, v in versions.items())}, glibc malloc tuned; rounds of {options.steps} batches,"
         f" rivals in turn, median of {options.rounds}; load before {load}.",
         "",
-        "| input | augmented | images/s | lowest - highest | per core | against tf_data | until the first batch, s |",
-        "|---|---|---|---|---|---|---|",
+        *tables.header(
+            *("input", "augmented", "images/s", "lowest - highest", "per core"),
+            *("against tf_data", "until the first batch, s"),
+            words=(0, 1),
+        ),
     ]
     for name, median in medians.items():
         where = {"tf_data": "on the host"}.get(name, "on the device")
         ratio = f"{median / medians['tf_data']:.1f}" if "tf_data" in medians else "-"
         lines.append(
-            f"| {name} | {'no' if name.endswith('_bytes') else where} | {median:.1f}"
-            f" | {min(rates[name]):.1f} - {max(rates[name]):.1f} | {median / cores:.1f} | {ratio}"
-            f" | {about[name]['ready_seconds']:.1f} |"
+            tables.row(
+                name,
+                "no" if name.endswith("_bytes") else where,
+                f"{median:.1f}",
+                f"{min(rates[name]):.1f} - {max(rates[name]):.1f}",
+                f"{median / cores:.1f}",
+                ratio,
+                f"{about[name]['ready_seconds']:.1f}",
+            )
         )
     return "\n".join(lines)
 

@@ -147,11 +147,6 @@ def step_seconds(macs: float, batch: float, sent: Traffic, machine: Machine, n: 
     return computing + sum(machine.all_reduce(size, n) for size in sent.sizes)
 
 
-def row(*cells: object) -> str:
-    """A line of a Markdown table."""
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -177,7 +172,7 @@ def main() -> None:
         + os.environ.get("XLA_FLAGS", "")
     )
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from rtseg_jax import flops, settings
+    from rtseg_jax import flops, settings, tables
 
     sent, cost = [], []
     for title, name in NETWORKS.items():
@@ -191,7 +186,7 @@ def main() -> None:
         parameters = flops.count_parameters(variables["params"])
         norms = flops.count_parameters(variables.get("batch_stats", {}))
         sent.append(
-            row(
+            tables.row(
                 title,
                 f"{parameters / 1e6:.2f}",
                 len(found.sizes),
@@ -205,7 +200,7 @@ def main() -> None:
         whole = step_seconds(macs, config.batch_size, found, machine, 1)
         split = step_seconds(macs, 1, found, machine, config.batch_size)
         cost.append(
-            row(
+            tables.row(
                 title,
                 f"{crop[0]}x{crop[1]}",
                 f"{macs / 1e9:.1f}",
@@ -225,7 +220,7 @@ def main() -> None:
             f"Counted in the program that XLA compiles for {DEVICES} devices: sums over all of them, and nothing else. The",
             "gradients are 4 bytes per parameter; the rest are the norms' sums, forward and backward, and the loss's. GPUs'",
             "XLA joins neighbouring sums into one, so the number of messages is at most this.\n",
-            row(
+            *tables.header(
                 "network",
                 "parameters / M",
                 "sums",
@@ -233,7 +228,6 @@ def main() -> None:
                 "norms' means and variances / kB",
                 "sent / MB",
             ),
-            row(*["---"] * 6),
             *sent,
             "\n## What that costs: a model, not a measurement\n",
             f"Assumed: a GPU sustains {given.tflops:g} TFLOP/s in this work, machines of {NODE} GPUs with {given.inside:g} GB/s inside and",
@@ -241,7 +235,7 @@ def main() -> None:
             "doubling of the machines; nothing overlaps. Computing is three times the forward pass. Efficiency: a step on one GPU",
             f"against a step on n with as many images on each ({given.batch}); 100 would be perfect. The last two columns keep the",
             "paper's batch and give each image a GPU of its own: how many times as fast that is, its size would be perfect.\n",
-            row(
+            *tables.header(
                 "network",
                 "crop",
                 "GMACs per image",
@@ -250,7 +244,6 @@ def main() -> None:
                 "batch",
                 "one image per GPU",
             ),
-            row(*["---"] * (6 + len(COUNTS))),
             *cost,
             "",
         ]

@@ -34,7 +34,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from rtseg_jax import convert, flops, models, published
+from rtseg_jax import convert, flops, models, published, tables
 
 BACKENDS = ("jax", "torch", "onnxruntime")
 MODES = ("throughput", "latency", "e2e", "train")
@@ -484,14 +484,6 @@ def _group(lines: Iterable[Record], *names: str) -> dict[tuple, list[Record]]:
     return groups
 
 
-def _row(cells: Iterable[Any]) -> str:
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
-
-
-def _header(*titles: str) -> list[str]:
-    return [_row(titles), _row(["---", *["---:"] * (len(titles) - 1)])]
-
-
 def markdown(lines: Sequence[Record]) -> str:
     """Tables of ours against the best rival for each device, type and clock, then every rival by itself."""
     text = []
@@ -502,20 +494,20 @@ def markdown(lines: Sequence[Record]) -> str:
     text += [
         "## Every rival",
         "",
-        *_header(*titles, "compile, s", "temporary, MiB", "same classes"),
+        *tables.header(*titles, "compile, s", "temporary, MiB", "same classes"),
     ]
     for line in lines:
         size = f"{line['height']}x{line['width']}"
         start = (line["model"], size, line["mode"], line["dtype"], name_of(line))
         if "ms" not in line:
-            text.append(_row([*start, line["error"].replace("|", "/"), *[""] * 6]))
+            text.append(tables.row(*start, line["error"].replace("|", "/"), *[""] * 6))
             continue
         spread = f"{line['ms_low']:.2f} - {line['ms_high']:.2f}"
         p95 = f"{line['p95']:.2f}" if "p95" in line else ""
         same = f"{100 * line['agreement']:.2f} %" if "agreement" in line else ""
         rest = (f"{line['ms']:.2f}", spread, p95, f"{line['fps']:.1f}")
         rest += (f"{line['compile_seconds']:.1f}", _mebibytes(line), same)
-        text.append(_row([*start, *rest]))
+        text.append(tables.row(*start, *rest))
     return "\n".join(text) + "\n"
 
 
@@ -532,7 +524,7 @@ def _section(key: Record, lines: Sequence[Record]) -> list[str]:
     title = f"## {key['mode']}, {key['dtype']}, batch {key['batch']}, {key['num_classes']} classes"
     titles = ("network", "size", "ours, ms", "FPS", "best torch, ms", "which", "torch / ours")
     titles += ("onnxruntime, ms", "onnxruntime / ours", "compile, s", "temporary, MiB")
-    text = [title, "", "; ".join(facts), "", *_header(*titles, "the paper's FPS")]
+    text = [title, "", "; ".join(facts), "", *tables.header(*titles, "the paper's FPS")]
     ratios = []
     for (model, height, width), group in _group(lines, "model", "height", "width").items():
         ours, torch, ort = (_best(group, backend) for backend in BACKENDS)
@@ -544,7 +536,7 @@ def _section(key: Record, lines: Sequence[Record]) -> list[str]:
         cells += [f"{ours['compile_seconds']:.1f}", _mebibytes(ours)] if ours else ["-", "-"]
         paper = None if key["mode"] == "train" else paper_fps(model, (height, width))
         cells.append(f"{paper.value} ({paper.gpu}; {paper.place})" if paper else "")
-        text.append(_row(cells))
+        text.append(tables.row(*cells))
         if ours and torch:
             ratios.append(torch["ms"] / ours["ms"])
     if ratios:
@@ -630,14 +622,16 @@ def layer_table(case: Record, answer: Record) -> str:
         "Each module compiled and timed alone, its BatchNorms folded; a row holds the rows below its path. Sums, resizes",
         "and fusion between modules are in the whole alone, so shares do not add up to 100 %.",
         "",
-        *_header("module", "kind", "input", "calls", "ms each", "share", "GMAC each", "GMAC/s"),
+        *tables.header(
+            "module", "kind", "input", "calls", "ms each", "share", "GMAC each", "GMAC/s"
+        ),
     ]
     for row in answer["rows"]:
         inputs = ", ".join("x".join(map(str, shape)) for shape in row["inputs"])
         share = f"{100 * row['calls'] * row['ms'] / whole:.1f} %"
         macs = row["macs"] / 1e9
         cells = (row["path"], row["kind"], inputs, row["calls"], f"{row['ms']:.3f}", share)
-        text.append(_row([*cells, f"{macs:.3f}", f"{1000 * macs / row['ms']:.1f}"]))
+        text.append(tables.row(*cells, f"{macs:.3f}", f"{1000 * macs / row['ms']:.1f}"))
     return "\n".join(text) + "\n"
 
 

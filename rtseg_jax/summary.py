@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags
 
-from rtseg_jax import flops, models, published, settings
+from rtseg_jax import flops, models, published, settings, tables
 
 FORMATS = ("text", "json", "markdown")
 
@@ -145,9 +145,8 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The summary as a table for README."""
-    rule = ("---", *["---:"] * (len(TITLES) - 2), "---")
-    lines = [TITLES, rule, *map(_cells, rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    head = tables.header(*TITLES, words=(0, len(TITLES) - 1))
+    return "\n".join((*head, *(tables.row(*_cells(row)) for row in rows)))
 
 
 def differences(variants: Sequence[str]) -> list[str]:

@@ -37,6 +37,7 @@ FLOORS = {
     "mesh": 1,
     "flops": 1,
     "published": 0,
+    "tables": 0,
     "layouts": 0,
     "drawing": 1,
     "submission": 2,

@@ -20,6 +20,8 @@ import xml.etree.ElementTree
 
 import numpy as np
 
+from rtseg_jax import tables
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MOMENTS = ("start and first compilation", "step", "checkpoint write", "evaluation")
 EVERY = {"num_steps": 12, "eval.every_steps": 6, "checkpoint_every": 2}
@@ -270,8 +272,8 @@ def main():
     print(
         "evaluation.json and TensorBoard's scalars are those of the undisturbed run, bit for bit.\n"
     )
-    print(f"| devices | input | average | dtype | {' | '.join(MOMENTS)} | runs | equal |")
-    print("| --- " * (len(MOMENTS) + 6) + "|", flush=True)
+    titles = ("devices", "input", "average", "dtype", *MOMENTS, "runs", "equal")
+    print(*tables.header(*titles, words=range(4)), sep="\n", flush=True)
     total, failed = 0, False
     for i, one in enumerate(COMBINATIONS[: given.combinations]):
         with tempfile.TemporaryDirectory() as folder:
@@ -281,14 +283,14 @@ def main():
         total, failed = total + sum(landed.values()), failed or bool(found)
         cells = [one.devices, one.mode, "yes" if one.ema else "no", one.dtype]
         cells += [landed[m] for m in MOMENTS] + [compared, ", ".join(found[:3]) or "yes"]
-        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+        print(tables.row(*cells), flush=True)
     print(f"\n{total} kills.")
     for title, rows in (("fault", FAULTS), ("scaling", SCALING)) if given.faults else ():
-        print(f"\n| {title} | tests | as it should be | not possible here |")
-        print("| --- | --- | --- | --- |")
+        print()
+        print(*tables.header(title, "tests", "as it should be", "not possible here"), sep="\n")
         for what, count, good, skipped in try_out(rows):
             failed = failed or good < count or count + skipped == 0
-            print(f"| {what} | {count} | {good} | {skipped} |", flush=True)
+            print(tables.row(what, count, good, skipped), flush=True)
     sys.exit(failed)
 
 
