@@ -29,7 +29,6 @@ import pathlib
 import platform
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -37,9 +36,8 @@ from time import perf_counter
 from typing import Any
 
 from rtseg_jax import tables
-from rtseg_jax.bench import MALLOC, cpu_name, default_device
+from rtseg_jax.bench import MALLOC, Process, cpu_name, default_device
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 RIVALS = ("tf_data", "streaming", "packed", "resident", "streaming_bytes", "packed_bytes")
 IMAGES, LABELS = "leftImg8bit/train/streets", "gtFine/train/streets"
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -179,11 +177,12 @@ def ours(options: argparse.Namespace, rival: str) -> tuple[Iterator, dict[str, A
 
 
 def serve(options: argparse.Namespace) -> None:
-    """The life of a rival: build, warm up, then time a round for every line that comes in."""
+    """The life of a rival: at the first line build and warm up, then time a round for every line that comes in."""
     # Answers keep the real stdout to themselves; whatever a library prints goes to stderr.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     rival = options.serve
+    sys.stdin.readline()
     begin = perf_counter()
     batches, about = tf_data(options) if rival == "tf_data" else ours(options, rival)
     wait: Callable = lambda batch: batch  # noqa: E731
@@ -210,37 +209,15 @@ def serve(options: argparse.Namespace) -> None:
         del batch
 
 
-class Rival:
-    """A process that answers every line with a timed round."""
+class Rival(Process):
+    """A process that makes batches, and answers every line with a timed round."""
 
     def __init__(self, name: str, options: argparse.Namespace, argv: list[str]):
-        environment = {**os.environ, **MALLOC, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        path = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-        if options.device == "cpu":
-            environment["JAX_PLATFORMS"] = "cpu"
         data = ("--device", options.device, "--data", str(options.data))
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, *argv, *data, "--serve", name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
+        super().__init__(
+            {"device": options.device}, program=(__file__, *argv, *data, "--serve", name)
         )
         self.name = name
-
-    def answer(self) -> dict[str, Any]:
-        """Its next line."""
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} ended; what it said stands above")
-        return json.loads(line)
-
-    def round(self) -> dict[str, Any]:
-        """Asks for one round."""
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        return self.answer()
 
     def pause(self, stop: bool) -> None:
         """Stops the process while others are timed, so that it makes nothing ahead on their cores; or lets it go on."""
@@ -249,11 +226,7 @@ class Rival:
     def close(self) -> None:
         """Lets the process end."""
         self.pause(False)
-        self._process.stdin.close()
-        try:
-            self._process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        super().close()
 
 
 def table(options: argparse.Namespace, about: dict, rates: dict, load: float, drawn: dict) -> str:
@@ -342,18 +315,23 @@ def main(argv: list[str]) -> None:
         return
     drawn = draw_frames(options)
     load = round(os.getloadavg()[0], 2)
+    os.environ.update(MALLOC)  # of the rivals, which decode on the host for any device
     rivals, about, rates = [], {}, {name: [] for name in options.rivals}
     try:
         for name in options.rivals:
             print(f"building {name} ...", file=sys.stderr, flush=True)
             rivals.append(Rival(name, options, argv))
-            about[name] = rivals[-1].answer()
+            about[name] = rivals[-1].built
+            if "error" in about[name]:
+                sys.exit(f"error: {name}: {about[name]['error']}")
             rivals[-1].pause(True)
         with options.output.open("a") as output:
             for number in range(options.rounds):
                 for rival in rivals:
                     rival.pause(False)
-                    answer = rival.round()
+                    answer = rival.ask(do="round")
+                    if "error" in answer:
+                        sys.exit(f"error: {rival.name}: {answer['error']}")
                     rival.pause(True)
                     rate = options.steps * options.batch_size / answer["seconds"]
                     rates[rival.name].append(rate)

@@ -184,8 +184,13 @@ def rivals_of(
 class Process:
     """A rival's process, that answers every line of JSON with one."""
 
-    def __init__(self, request: Record, xla_flags: str | None = None):
-        """Starts it and lets it build what the request says."""
+    def __init__(
+        self,
+        request: Record,
+        xla_flags: str | None = None,
+        program: Sequence[str] = ("-m", "rtseg_jax.bench_rivals"),
+    ):
+        """Starts it and lets it build what the request says: "device" and whatever the program takes."""
         environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # the time of compiling is a figure
         path = [str(pathlib.Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
@@ -196,7 +201,7 @@ class Process:
             environment["XLA_FLAGS"] = xla_flags
         self._said = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rtseg_jax.bench_rivals"],
+            [sys.executable, *program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
