@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-IGNORE = 255
-OUTSIDE = 253  # labels what lies beyond a frame that is smaller than its array
+from rtseg_jax.data.spec import IGNORE, OUTSIDE
+
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow and torchvision
 
 

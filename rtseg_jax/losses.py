@@ -9,9 +9,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from rtseg_jax.data.spec import IGNORE
 from rtseg_jax.nn.resize import bilinear_matrix
-
-IGNORE = 255
 
 
 def upsample_class_maps(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped
 
-IGNORE = 255
+from rtseg_jax.data.spec import IGNORE
 
 
 def confusion_matrix(

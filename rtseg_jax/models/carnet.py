@@ -31,6 +31,7 @@ from jaxtyping import Array, Float, Int
 from rtseg_jax import losses
 from rtseg_jax.backbones.mobilenet import MobileNetV2
 from rtseg_jax.backbones.resnet import ResNet
+from rtseg_jax.data.spec import IGNORE
 from rtseg_jax.nn.blocks import ChainedResidualPooling
 from rtseg_jax.nn.conv import Conv, torch_default
 from rtseg_jax.nn.resize import resize_bilinear
@@ -246,7 +247,7 @@ def semantic_context_loss(
     if kind == "bce":
         terms = terms - (1 - v) * jax.nn.log_sigmoid(-semantic)
     per_image = jnp.mean(terms, axis=-1) if reduction == "mean" else jnp.sum(terms, axis=-1)
-    labelled = jnp.any(label != losses.IGNORE, axis=(1, 2)).astype(jnp.float32)[:, None]
+    labelled = jnp.any(label != IGNORE, axis=(1, 2)).astype(jnp.float32)[:, None]
     return jnp.sum(per_image * labelled, axis=0) / jnp.maximum(jnp.sum(labelled), 1.0)
 
 

@@ -30,10 +30,6 @@ OPTIONS = {
 }
 
 
-def test_one_word_for_beyond_the_frame():
-    assert augment.OUTSIDE == spec.OUTSIDE not in (spec.IGNORE, spec.INVALID)
-
-
 def test_on_canvas():
     dataset = spec.on_canvas(DATASET, (12, 13))
     assert dataset.size == (12, 13) and dataset.names == DATASET.names
