@@ -5,6 +5,7 @@ python benchmarks/camvid.py run ... --only='^asap' --seeds=0 --parallel=3 -- --c
 python benchmarks/camvid.py list                                  # what there is to run
 python benchmarks/camvid.py add RUN "CONFIG --config.KEY=VALUE"   # a run that was started by hand
 python benchmarks/camvid.py table                                 # camvid.md and camvid.png from camvid.jsonl
+python benchmarks/camvid.py pictures --root=DIR RUN               # its best and worst test images
 python benchmarks/camvid.py pictures --root=DIR RUN OTHER         # the test images on which two runs differ most
 
 Each experiment is trained with each seed, goes on where it was interrupted, and is evaluated on test once, when it is done:
@@ -28,9 +29,11 @@ from typing import Any
 
 from rtseg_jax import tables
 from rtseg_jax.runs import read as read_run
+from rtseg_jax.runs import read_several
 
 HERE = pathlib.Path(__file__).resolve().parent
 LINES = HERE / "camvid.jsonl"
+IMAGES = HERE / "camvid_images.png"
 TRAINVAL = ("--config.input.train_split=trainval", "--config.eval.every_epochs=1000000")
 
 Record = dict[str, Any]
@@ -505,15 +508,24 @@ def picture(lines: list[Record], speed: list[Record], path: pathlib.Path) -> boo
     return True
 
 
-def contrasts(root: str, workdirs: list[str], count: int, path: pathlib.Path) -> None:
-    """Writes one picture: rows of photo, truth, and what each run makes of it, where the runs are farthest apart."""
+def draw(root: str, workdirs: list[pathlib.Path], count: int, path: pathlib.Path) -> None:
+    """Writes one picture: rows of photo, truth, and what each run makes of it.
+
+    Of one run they are its best and worst test images, of several those on which the runs are farthest apart.
+    """
     import numpy as np
     from PIL import Image, ImageDraw
 
     from rtseg_jax import drawing, report
 
-    group = [read_run(pathlib.Path(w), "evaluation_test") for w in workdirs]
-    found = report.most_different(group, count, root)
+    group = read_several(workdirs, "evaluation_test")
+    if len(group) == 1:
+        found = [
+            report.Contrast(p.name, p.photo, p.truth, {group[0].name: (p.miou, p.prediction)})
+            for p in report.best_and_worst(group[0], count, root)[0]
+        ]
+    else:
+        found = report.most_different(group, count, root)
     table_of, rows = group[0].table, []
     for contrast in found:
         maps = [contrast.truth, *(ids for _, ids in contrast.predictions.values())]
@@ -521,9 +533,9 @@ def contrasts(root: str, workdirs: list[str], count: int, path: pathlib.Path) ->
         titles = [contrast.name, "truth"]
         titles += [f"{name}: {percent(miou)}" for name, (miou, _) in contrast.predictions.items()]
         row = Image.fromarray(np.concatenate(panels, axis=1))
-        draw, width = ImageDraw.Draw(row), contrast.photo.shape[1]
+        pen, width = ImageDraw.Draw(row), contrast.photo.shape[1]
         for i, title in enumerate(titles):
-            draw.text((i * width + 6, 4), title, fill="white", stroke_width=2, stroke_fill="black")
+            pen.text((i * width + 6, 4), title, fill="white", stroke_width=2, stroke_fill="black")
         rows.append(np.asarray(row))
     every = range(len(table_of.class_names))
     sheet = drawing.with_legend(np.concatenate(rows), table_of, tuple(every))
@@ -540,6 +552,8 @@ def write_tables(path: pathlib.Path) -> None:
             text += "\n![Test mIoU against frames per second](camvid.png)\n"
     except ImportError:
         print("matplotlib is not there: no picture (pip install 'rtseg_jax[bench]')")
+    if path.with_name(IMAGES.name).exists():
+        text += f"\nBest and worst test images: photo, truth, prediction.\n\n![Test images]({IMAGES.name})\n"
     path.with_suffix(".md").write_text(text)
 
 
@@ -565,11 +579,13 @@ def main(argv: list[str] | None = None) -> int:
     add = tasks.add_parser("add", help="a finished run that was started by hand")
     add.add_argument("workdir", type=pathlib.Path)
     add.add_argument("command", help="what followed --config=, as it was given")
-    pictures = tasks.add_parser("pictures", help="where runs differ most, evaluated on test")
+    pictures = tasks.add_parser(
+        "pictures", help="the best and the worst of a run, or where several differ most"
+    )
     pictures.add_argument("--root", required=True, help="CamVid's folder")
     pictures.add_argument("--count", type=int, default=4)
-    pictures.add_argument("--output", type=pathlib.Path, default=HERE / "camvid_images.png")
-    pictures.add_argument("workdirs", nargs="+")
+    pictures.add_argument("--output", type=pathlib.Path, default=IMAGES)
+    pictures.add_argument("workdirs", type=pathlib.Path, nargs="+")
     given = parser.parse_args(argv)
     if given.task == "list":
         for name in EXPERIMENTS:
@@ -581,7 +597,7 @@ def main(argv: list[str] | None = None) -> int:
         LINES.write_text("".join(json.dumps(line) + "\n" for line in [*lines, new]))
         write_tables(LINES)
     elif given.task == "pictures":
-        contrasts(given.root, given.workdirs, given.count, given.output)
+        draw(given.root, given.workdirs, given.count, given.output)
     elif given.task == "table":
         write_tables(LINES)
     else:

@@ -753,13 +753,11 @@ def write_report(
         raise ValueError("give the folder of a run, or those of several different ones")
     alone = len(workdirs) == 1
     output = output or (workdirs[0] / "report.html" if alone else pathlib.Path("comparison.html"))
-    common = os.path.commonpath([path.parent for path in workdirs])
-    group = []
-    for path in workdirs:
-        group.append(runs.read(path, evaluation, os.path.relpath(path, common)))
-        if not alone and evaluation and path not in group[-1].evaluated.parents:
+    group = runs.read_several(workdirs, evaluation)
+    for run in group:
+        if not alone and evaluation and run.workdir not in run.evaluated.parents:
             raise ValueError(
-                f"--evaluation={evaluation} is not in {path}; of several runs each has its own"
+                f"--evaluation={evaluation} is not in {run.workdir}; of several runs each has its own"
             )
     if output.is_dir():
         raise ValueError(f"--output={output} is a folder; give a file, as {output / 'report.html'}")

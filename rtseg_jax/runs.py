@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -106,6 +106,12 @@ def read(workdir: pathlib.Path, evaluation: str | None = None, name: str | None 
         parameters=_count_parameters(listing.read_text()) if listing.is_file() else None,
         seconds=_training_seconds(workdir),
     )
+
+
+def read_several(workdirs: Sequence[pathlib.Path], evaluation: str | None = None) -> list[Run]:
+    """Reads runs, each called by its path below the folder that all lie in; arguments and errors as of `read`."""
+    folder = os.path.commonpath([path.absolute().parent for path in workdirs])
+    return [read(path, evaluation, os.path.relpath(path, folder)) for path in workdirs]
 
 
 def _read_json(path: pathlib.Path) -> Any:

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -156,9 +157,12 @@ def test_an_experiment_from_the_folder_to_the_table(root, tmp_path, monkeypatch,
     assert camvid.main(command) == 0 and len(camvid.load(lines)) == 1
 
     sheet = tmp_path / "sheet.png"
-    camvid.main(["pictures", f"--root={root}", "--count=2", f"--output={sheet}", str(workdir)])
-    with Image.open(sheet) as shown:
-        assert shown.size[0] == 3 * 96
+    other = shutil.copytree(workdir, tmp_path / "other" / workdir.name)
+    for given in ([workdir], [workdir, other]):
+        options = [f"--root={root}", "--count=2", f"--output={sheet}"]
+        camvid.main(["pictures", *options, *map(str, given)])
+        with Image.open(sheet) as shown:
+            assert shown.size[0] == (2 + len(given)) * 96
 
 
 def test_a_failed_run_is_told_by_its_last_line(root, tmp_path, capsys):
