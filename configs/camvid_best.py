@@ -5,7 +5,7 @@ Arguments, any of each kind, separated by commas (the first is the default):
     split      train     the checkpoint with the best val mIoU is kept
                trainval  train and val together, the last weights are kept; what is said of val then means nothing
     length     full      1000 epochs of batch 16, for a GPU
-               short     64 epochs of batch 8 for two CPU cores; crops grow from 192x256 over 240x320 to the whole 360x480
+               short     112 epochs of batch 4 for two CPU cores; crops grow from 192x256 over 240x320 to the whole 360x480
                smoke
 
 Not a paper's: Adam, poly 0.9 after a warm-up, averaged weights, scales drawn log-uniformly from 0.5 to 2, flips and a
@@ -45,11 +45,9 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     )
     config.eval.every_epochs = 25
     if word["length"] == "short":
-        config.batch_size = 8
-        config.num_epochs = 64
-        config.ema_decay = 0.998
+        config.batch_size = 4
+        config.num_epochs = 112
         config.augment.crop_schedule = ((0.5, (192, 256)), (0.85, (240, 320)))
-        config.optim.lr = 1.5e-3
         config.optim.schedule.warmup_steps = 100
         config.eval.every_epochs = 10
     if word["split"] == "trainval":
