@@ -33,7 +33,7 @@ from rtseg_jax.runs import read_several
 
 HERE = pathlib.Path(__file__).resolve().parent
 LINES = HERE / "camvid.jsonl"
-IMAGES = HERE / "camvid_images.png"
+IMAGES = HERE / "camvid_images.jpg"
 TRAINVAL = ("--config.input.train_split=trainval", "--config.eval.every_epochs=1000000")
 
 Record = dict[str, Any]
@@ -539,7 +539,7 @@ def draw(root: str, workdirs: list[pathlib.Path], count: int, path: pathlib.Path
         rows.append(np.asarray(row))
     every = range(len(table_of.class_names))
     sheet = drawing.with_legend(np.concatenate(rows), table_of, tuple(every))
-    Image.fromarray(sheet).save(path)
+    Image.fromarray(sheet).save(path, quality=85)
 
 
 def write_tables(path: pathlib.Path) -> None:
