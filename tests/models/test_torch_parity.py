@@ -105,8 +105,8 @@ def test_logits(variant):
         stride = STRIDE[variant]
         assert ours.shape == (2, -(-h // stride), -(-w // stride), CLASSES)
         assert np.ptp(theirs) > 1
-        # A ResNet's residuals add up, here to scores in the hundreds: of those 3e-6 is float32's own error.
-        tolerance = max(1e-4, 3e-6 * np.ptp(theirs))
+        # A ResNet's residuals add up, here to scores in the thousands: of those 5e-6 is float32's own error.
+        tolerance = max(1e-4, 5e-6 * np.ptp(theirs))
         np.testing.assert_allclose(ours, theirs.transpose(0, 2, 3, 1), rtol=0, atol=tolerance)
 
 
