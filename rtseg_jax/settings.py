@@ -95,15 +95,12 @@ def define_config_flag() -> flags.FlagHolder:
 def _parse_flags(argv: list[str]) -> list[str]:
     """flags.FLAGS(argv), with the config found by name and a misspelt key answered with the nearest one.
 
-    --config.KEY=None is understood here: ml_collections makes (None,) or an error of it.
+    Two values that ml_collections misreads are understood here: --config.KEY=None, of which it makes (None,) or an
+    error, and --config.KEY=a,b for a tuple of words, of which it makes ("a,b",).
     """
-    for i in reversed(range(1, len(argv) - 1)):  # --config.KEY None
-        if (
-            argv[i].lstrip("-").startswith("config.")
-            and argv[i + 1] == "None"
-            and "=" not in argv[i]
-        ):
-            argv = [*argv[:i], f"{argv[i]}=None", *argv[i + 2 :]]
+    for i in reversed(range(1, len(argv) - 1)):  # --config.KEY VALUE
+        if re.fullmatch(r"--?config\.[^=]+", argv[i]) and not argv[i + 1].startswith("-"):
+            argv = [*argv[:i], f"{argv[i]}={argv[i + 1]}", *argv[i + 2 :]]
     spec, at, known = None, None, []
     for i, argument in enumerate(argv[1:], start=1):
         if argument.lstrip("-") == "config" and i + 1 < len(argv):
@@ -112,7 +109,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
             spec, at = argument.partition("=")[2], i
     if spec is not None:
         found = find_config(spec)
-        known = list(keys(load(found)))  # what the file refuses is told by its own message
+        config = load(found)  # what the file refuses is told by its own message
+        known = list(keys(config))
         argv = [*argv[:at], found if argv[at] == spec else f"--config={found}", *argv[at + 1 :]]
     pattern = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.DOTALL)
     given = [match for match in map(pattern.fullmatch, argv[1:]) if match]
@@ -120,8 +118,16 @@ def _parse_flags(argv: list[str]) -> list[str]:
     leaves = {key for key in known if not any(other.startswith(f"{key}.") for other in known)}
     empty = {key for key, value in last.items() if value == "None" and key in leaves}
     nothing = {match[0] for match in given if match[2] == "None" and match[1] in leaves}
+    words = re.compile(r"[^\W\d]\w*(,[^\W\d]\w*)+")
+    tuples = {
+        match[0]: f"--config.{match[1]}={tuple(match[2].split(','))}"
+        for match in given
+        if words.fullmatch(match[2] or "")
+        and match[1] in leaves
+        and isinstance(get(config, match[1]), tuple)
+    }
     try:
-        rest = flags.FLAGS([a for a in argv if a not in nothing])
+        rest = flags.FLAGS([tuples.get(a, a) for a in argv if a not in nothing])
     except (AttributeError, KeyError):
         for key in (match[1] for match in given if match[1] not in known):
             near = difflib.get_close_matches(key, known, n=1)

@@ -62,11 +62,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     """
     settings.check(config)
     workdir = _make_workdir(workdir)
-    with _in_one_line(config, workdir), _alone_in(workdir):
-        return _train_and_evaluate(config, workdir)
+    with _in_one_line(config, workdir), _alone_in(workdir), contextlib.ExitStack() as cleanup:
+        return _train_and_evaluate(config, workdir, cleanup)
 
 
-def _train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def _train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, cleanup: contextlib.ExitStack
+) -> dict[str, Any]:
     # Data
     any_size = config.input.patches or config.input.canvas or config.batch_size == 1
     train_set = data.load(
@@ -117,7 +119,6 @@ def _train_and_evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path
     if mesh.is_first():
         settings.write(config, workdir)
         data.folder.write_classes(train_set.table, workdir / "classes.json")
-    cleanup = contextlib.ExitStack()
     manager = cleanup.enter_context(checkpoint.open_manager(workdir))
     if manager.latest_step() is not None:
         state = checkpoint.restore(manager, state)
