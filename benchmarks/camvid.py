@@ -292,7 +292,7 @@ def read(workdir: pathlib.Path, command: str) -> Record:
         test = read_run(workdir, "evaluation_test").evaluation
     losses = [loss for _, loss in run.history["loss"]]
     pixels = [sum(row) for row in run.evaluation["confusion"]]
-    ended = run.evaluated.stat().st_mtime
+    began, ended = (path.stat().st_mtime for path in (workdir / "params.txt", run.evaluated))
     return {
         "model": run.config.model.name,
         "command": command,
@@ -302,7 +302,7 @@ def read(workdir: pathlib.Path, command: str) -> Record:
         "batch_size": run.config.batch_size,
         "train_split": run.config.input.train_split,
         "best_step": run.evaluation["step"],
-        "seconds": round(run.seconds),
+        "seconds": round(ended - began),
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "majority_val_miou": max(pixels) / sum(pixels) / len(pixels),

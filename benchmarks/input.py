@@ -213,11 +213,18 @@ class Rival(Process):
     """A process that makes batches, and answers every line with a timed round."""
 
     def __init__(self, name: str, options: argparse.Namespace, argv: list[str]):
+        self.name = name
         data = ("--device", options.device, "--data", str(options.data))
         super().__init__(
             {"device": options.device}, program=(__file__, *argv, *data, "--serve", name)
         )
-        self.name = name
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Its answer; ends the program if it has none."""
+        answer = super().ask(**request)
+        if "error" in answer:
+            sys.exit(f"error: {self.name}: {answer['error']}")
+        return answer
 
     def pause(self, stop: bool) -> None:
         """Stops the process while others are timed, so that it makes nothing ahead on their cores; or lets it go on."""
@@ -322,16 +329,12 @@ def main(argv: list[str]) -> None:
             print(f"building {name} ...", file=sys.stderr, flush=True)
             rivals.append(Rival(name, options, argv))
             about[name] = rivals[-1].built
-            if "error" in about[name]:
-                sys.exit(f"error: {name}: {about[name]['error']}")
             rivals[-1].pause(True)
         with options.output.open("a") as output:
             for number in range(options.rounds):
                 for rival in rivals:
                     rival.pause(False)
                     answer = rival.ask(do="round")
-                    if "error" in answer:
-                        sys.exit(f"error: {rival.name}: {answer['error']}")
                     rival.pause(True)
                     rate = options.steps * options.batch_size / answer["seconds"]
                     rates[rival.name].append(rate)

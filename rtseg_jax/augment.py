@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-from rtseg_jax.data.spec import IGNORE, OUTSIDE
+from rtseg_jax.labels import IGNORE, OUTSIDE
 
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow and torchvision
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from rtseg_jax.data.spec import IGNORE
+from rtseg_jax.labels import IGNORE
 from rtseg_jax.nn.resize import bilinear_matrix
 
 

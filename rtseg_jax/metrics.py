@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped
 
-from rtseg_jax.data.spec import IGNORE
+from rtseg_jax.labels import IGNORE
 
 
 def confusion_matrix(

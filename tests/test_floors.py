@@ -38,6 +38,7 @@ FLOORS = {
     "flops": 1,
     "published": 0,
     "tables": 0,
+    "labels": -1,
     "layouts": 0,
     "drawing": 1,
     "submission": 2,

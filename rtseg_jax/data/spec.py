@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-IGNORE = 255
+from rtseg_jax.labels import IGNORE, OUTSIDE
+
 INVALID = 254  # in a raw -> train id table: this raw value must not occur
-OUTSIDE = 253  # in a label on a canvas: beyond the frame, see `on_canvas`
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
 
 Image3 = UInt8[np.ndarray, "h w 3"]

@@ -95,18 +95,18 @@ def test_unknown_names():
 @pytest.mark.parametrize("variant", PARAMETERS)
 def test_logits(variant):
     model, variables, twin = twins(variant)
-    twin.eval()
+    twin.eval().double()  # so that all that differs is our own rounding
     apply = jax.jit(functools.partial(model.apply, train=False))
     for h, w in SIZES:
         image = np.random.default_rng(h).normal(size=(2, h, w, 3)).astype(np.float32)
         ours = apply(variables, image)["logits"]
         with torch.inference_mode():
-            theirs = twin(torch.from_numpy(image.transpose(0, 3, 1, 2))).numpy()
+            theirs = twin(torch.from_numpy(image.transpose(0, 3, 1, 2)).double()).numpy()
         stride = STRIDE[variant]
         assert ours.shape == (2, -(-h // stride), -(-w // stride), CLASSES)
         assert np.ptp(theirs) > 1
-        # A ResNet's residuals add up, here to scores in the thousands: of those 5e-6 is float32's own error.
-        tolerance = max(1e-4, 5e-6 * np.ptp(theirs))
+        # A ResNet's residuals add up, here to scores in the hundreds: of those 3e-6 is float32's own error.
+        tolerance = max(1e-4, 3e-6 * np.ptp(theirs))
         np.testing.assert_allclose(ours, theirs.transpose(0, 2, 3, 1), rtol=0, atol=tolerance)
 
 
