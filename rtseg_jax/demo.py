@@ -559,9 +559,7 @@ def main(argv: list[str]) -> None:
 
 def _define_flags() -> dict[str, flags.FlagHolder]:
     return {
-        "workdir": flags.DEFINE_multi_string(
-            "workdir", None, "Folder of a run; may be repeated.", required=True
-        ),
+        "workdir": flags.DEFINE_multi_string("workdir", None, "Folder of a run", required=True),
         "host": flags.DEFINE_string("host", "127.0.0.1", "Address that the page is served on."),
         "port": flags.DEFINE_integer(
             "port",

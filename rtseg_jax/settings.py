@@ -154,6 +154,9 @@ def run(main: Callable[[list[str]], None]) -> None:
         try:
             return _parse_flags(argv)
         except expected as error:
+            if missing := re.search(r"--(\w+) must have a value other than None", str(error)):
+                flag = flags.FLAGS[missing[1]]
+                error = ValueError(f"give --{flag.name}=...: {flag.help}")
             fail(error)
 
     def guarded(argv):

@@ -489,7 +489,7 @@ def test_the_program_lists_bad_files_and_ends_with_1(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--output=out", "a.png"], "--workdir"),
+        (["--output=out", "a.png"], "give --workdir=...: Folder of a run."),
         (["--workdir=nothing", "--output=out", "a.png"], "holds no config.json"),
         (["--workdir=nothing", "--output=out", "--size=12"], "size '12' is not HEIGHTxWIDTH"),
         (["--workdir=nothing", "--output=out", "--write=id"], "choose of ids, masks, overlays"),
