@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from rtseg_jax.nn.blocks import add_relu
 from rtseg_jax.nn.conv import Conv, ConvTranspose
 from rtseg_jax.nn.norm import BatchNorm
 from rtseg_jax.nn.pool import max_pool
@@ -64,7 +65,7 @@ class NonBottleneck1D(nn.Module):
         y = norm("norm2", y)
         # Dropout2d: whole channels of an example.
         y = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(y)
-        return nn.relu(y + x)
+        return add_relu(y, x)
 
 
 class UpsamplerBlock(nn.Module):

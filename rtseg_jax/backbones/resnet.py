@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from rtseg_jax.nn.blocks import add_relu
 from rtseg_jax.nn.conv import ConvBatchNorm
 from rtseg_jax.nn.pool import max_pool
 
@@ -25,7 +26,7 @@ def _add_shortcut(
         x = ConvBatchNorm(y.shape[-1], (1, 1), strides, dtype=dtype, name="shortcut")(
             x, train=train
         )
-    return nn.relu(x + y)
+    return add_relu(y, x)
 
 
 class BasicBlock(nn.Module):

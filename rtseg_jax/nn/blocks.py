@@ -4,11 +4,35 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from rtseg_jax.nn.conv import Conv, ConvBatchNorm, Initializer, kaiming_normal_fan_out
+from rtseg_jax.nn.form import is_portable
 from rtseg_jax.nn.pool import max_pool
+
+
+@jax.custom_jvp
+def add_relu(y: Float[Array, "*shape"], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """relu(y + x), the end of a residual block with the shortcut x.
+
+    On a CPU as max(y, -x) + x, which is the same number. An operation on one array, such as a ReLU, is computed again in
+    each loop that reads it, and the sum below it with it: every shortcut would go back through all blocks before it. A
+    sum of two arrays that is read by a convolution too is computed once.
+    """
+    if is_portable():
+        return nn.relu(y + x)
+    return lax.platform_dependent(
+        y, x, cpu=lambda y, x: jnp.maximum(y, -x) + x, default=lambda y, x: nn.relu(y + x)
+    )
+
+
+@add_relu.defjvp
+def _(primals, tangents):
+    z = add_relu(*primals)
+    return z, jnp.where(z > 0, sum(tangents), 0)
 
 
 class InvertedResidual(nn.Module):
