@@ -104,6 +104,30 @@ def _tap_by_tap(x, kernel, shape, strides, padding, kernel_dilation):
     return y.astype(x.dtype)
 
 
+def _side_by_side(x, kernel, padding, kernel_dilation):
+    """Dense convolution that keeps the size as one matrix product for all taps, whose shifted parts are summed.
+
+    CPUs run products at up to twice the speed of lax's convolution, and what follows (bias, norm, ReLU) is part of the
+    sum's loop. The product is as many times the output as there are taps: for the three of 3x1 and 1x3 it pays.
+    """
+    kh, kw, ci, co = kernel.shape
+    parts = lax.dot_general(
+        x.reshape(-1, ci),
+        kernel.transpose(2, 0, 1, 3).reshape(ci, kh * kw * co),
+        (((1,), (0,)), ((), ())),
+        preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+    ).reshape(*x.shape[:3], kh, kw, co)
+    y = sum(
+        _shifted(
+            parts[:, :, :, i, j],
+            (i * kernel_dilation[0] - padding[0], j * kernel_dilation[1] - padding[1]),
+        )
+        for i in range(kh)
+        for j in range(kw)
+    )
+    return y.astype(x.dtype)
+
+
 def _kernel_gradient(x, g, kernel_size, strides, padding, kernel_dilation):
     """Gradient of a dense convolution's kernel as matrix products over all pixels.
 
@@ -192,15 +216,25 @@ def conv2d(
         y = x.reshape(-1, x.shape[3]) @ kernel[0, 0]
         return y.reshape(*x.shape[:3], kernel.shape[3])
 
+    shape = jax.eval_shape(convolve, x, kernel).shape[1:3]
+    forward = convolve
     if math.prod(kernel.shape[:3]) <= 27 and strides != (1, 1):  # an image's stem
-        shape = jax.eval_shape(convolve, x, kernel).shape[1:3]
 
         def forward(x, kernel):
             return lax.platform_dependent(
                 x, kernel, cpu=lambda x, k: _tap_by_tap(x, k, shape, *geometry), default=convolve
             )
-    else:
-        forward = convolve
+
+    undifferentiated = forward
+    if math.prod(kernel.shape[:2]) == 3 and strides == (1, 1) and shape == x.shape[1:3]:
+        # In training the product would be kept for the norm's statistics and for the way back.
+        def undifferentiated(x, kernel):
+            return lax.platform_dependent(
+                x,
+                kernel,
+                cpu=lambda x, k: _side_by_side(x, k, padding, kernel_dilation),
+                default=convolve,
+            )
 
     def backward(saved, g):
         x, kernel = lax.optimization_barrier(saved)
@@ -226,7 +260,7 @@ def conv2d(
         )
         return dx, dk
 
-    differentiable = jax.custom_vjp(forward)
+    differentiable = jax.custom_vjp(undifferentiated)
     differentiable.defvjp(lambda x, kernel: (forward(x, kernel), (x, kernel)), backward)
     return differentiable(x, kernel)
 
