@@ -340,8 +340,8 @@ SINGLE = """
 
 Started by hand: `python -m rtseg_jax.main --config=COMMAND --config.input.root=DIR --workdir=RUN`, then
 `python -m rtseg_jax.evaluate --workdir=RUN --split=test` (not where a run only shows that a network learns), then
-`python benchmarks/camvid.py add RUN COMMAND`. `FIRST` is the folder of the run before. "Majority" is the val mIoU of naming every pixel by the commonest class.
-Seconds are wall time on two CPU cores, evaluations included, on a machine that had other work to do.
+`python benchmarks/camvid.py add RUN COMMAND`. `FIRST` is the folder of the run before. "Majority"
+is the val mIoU of naming every pixel by the commonest class. Seconds are wall time on two CPU cores, evaluations included, on a machine that had other work to do.
 """
 
 

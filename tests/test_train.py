@@ -285,13 +285,14 @@ def test_values_of_the_command_line_that_ml_collections_misreads():
         "--config.input.num_train",
         "None",
     ]
-    again = [*given, "--config.input.size=(8,9)", "--config.input.root=None,such"]
+    again = [*given, "--config.input.size=(8,9)", "--config.input.root=Nonesuch"]
     two = ["--config.init_from.modules", "backbone,attention", "--config.input.size=8,9"]
     usual = "('backbone', 'classifier')"
     for arguments, printed in (
         (given, f"None None data/cityscapes {usual}"),
         (given[:1], f"(64, 128) 8 data/cityscapes {usual}"),
-        (again, f"(8, 9) None None,such {usual}"),
+        (again, f"(8, 9) None Nonesuch {usual}"),
+        ([*given[:1], "--config.input.root=a,b"], f"(64, 128) 8 a,b {usual}"),
         ([*given[:1], *two], "(8, 9) 8 data/cityscapes ('backbone', 'attention')"),
         ([*given[:1], "--config.init_from.modules=a"], "(64, 128) 8 data/cityscapes ('a',)"),
     ):

@@ -216,25 +216,19 @@ def conv2d(
         y = x.reshape(-1, x.shape[3]) @ kernel[0, 0]
         return y.reshape(*x.shape[:3], kernel.shape[3])
 
-    shape = jax.eval_shape(convolve, x, kernel).shape[1:3]
-    forward = convolve
+    def on_cpu(form):
+        return functools.partial(lax.platform_dependent, cpu=form, default=convolve)
+
+    forward = undifferentiated = convolve
     if math.prod(kernel.shape[:3]) <= 27 and strides != (1, 1):  # an image's stem
-
-        def forward(x, kernel):
-            return lax.platform_dependent(
-                x, kernel, cpu=lambda x, k: _tap_by_tap(x, k, shape, *geometry), default=convolve
-            )
-
-    undifferentiated = forward
-    if math.prod(kernel.shape[:2]) == 3 and strides == (1, 1) and shape == x.shape[1:3]:
-        # In training the product would be kept for the norm's statistics and for the way back.
-        def undifferentiated(x, kernel):
-            return lax.platform_dependent(
-                x,
-                kernel,
-                cpu=lambda x, k: _side_by_side(x, k, padding, kernel_dilation),
-                default=convolve,
-            )
+        shape = jax.eval_shape(convolve, x, kernel).shape[1:3]
+        forward = undifferentiated = on_cpu(lambda x, k: _tap_by_tap(x, k, shape, *geometry))
+    elif (
+        math.prod(kernel.shape[:2]) == 3
+        and strides == (1, 1)
+        and padding == same_padding(kernel.shape[:2], kernel_dilation)
+    ):  # not in training, where the product would be kept for the norm's statistics and the way back
+        undifferentiated = on_cpu(lambda x, k: _side_by_side(x, k, padding, kernel_dilation))
 
     def backward(saved, g):
         x, kernel = lax.optimization_barrier(saved)
