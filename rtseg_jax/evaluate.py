@@ -425,7 +425,7 @@ def _official(folder: pathlib.Path, root: pathlib.Path, dataset: Dataset) -> dic
 def main(argv: list[str]) -> None:
     """Reads the flags and makes one call."""
     del argv
-    settings.use_compilation_cache()
+    settings.prepare_process()
     workdir = pathlib.Path(os.path.abspath(_FLAGS["workdir"].value))
     split = _FLAGS["split"].value
     output = _FLAGS["output"].value or str(workdir / f"evaluation_{split}")

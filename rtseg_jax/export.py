@@ -331,7 +331,7 @@ def main(argv: list[str]) -> None:
     """Reads the flags and makes one call."""
     if len(argv) > 1:
         raise ValueError(f"unknown arguments: {', '.join(argv[1:])}")
-    settings.use_compilation_cache()
+    settings.prepare_process()
     export_run(**_options({name: flag.value for name, flag in _FLAGS.items()}))
 
 

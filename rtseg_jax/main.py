@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"unexpected argument '{argv[1]}'; flags are --config and --workdir")
     if _CONFIG.value is None or _WORKDIR.value is None:
         raise ValueError("give --config=FILE[:ARGUMENT] and --workdir=DIR")
-    settings.use_compilation_cache()
+    settings.prepare_process()
     if _DISTRIBUTED.value:
         _join()
     train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)

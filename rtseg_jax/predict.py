@@ -636,7 +636,7 @@ def predict(
 
 def main(argv: list[str]) -> None:
     """Reads the flags, makes one call, and ends with 1 if a file could not be used."""
-    settings.use_compilation_cache()
+    settings.prepare_process()
     inputs = [*_FLAGS["input"].value, *argv[1:]]
     kinds = list(dict.fromkeys(_FLAGS["write"].value))
     if not kinds or not set(kinds) <= set(KINDS):

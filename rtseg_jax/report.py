@@ -800,7 +800,7 @@ def _why_not(error: Exception) -> str:
 
 def main(argv: list[str]) -> None:
     """Reads the flags and makes one call."""
-    settings.use_compilation_cache()
+    settings.prepare_process()
     output = _FLAGS["output"].value
     written = write_report(
         [pathlib.Path(os.path.abspath(os.path.expanduser(path))) for path in argv[1:]],

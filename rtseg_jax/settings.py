@@ -1,12 +1,15 @@
 """Configs, by path or by name, with one-line errors; and what the programs set up for their process."""
 
 import contextlib
+import ctypes
 import difflib
 import functools
+import importlib.util
 import json
 import math
 import os
 import pathlib
+import platform
 import re
 import runpy
 import sys
@@ -347,11 +350,40 @@ def dataset_arguments(config: ml_collections.ConfigDict, split: str) -> dict[str
     }
 
 
-def use_compilation_cache() -> None:
-    """Keeps compiled code between runs of the programs; importing the library changes nothing.
+def prepare_process() -> None:
+    """What the programs do before their first array: keep compiled code, and memory; importing the library does neither.
 
-    JAX_COMPILATION_CACHE_DIR wins over the default, ~/.cache/rtseg_jax.
+    JAX_COMPILATION_CACHE_DIR wins over the default, ~/.cache/rtseg_jax, and MALLOC_* and GLIBC_TUNABLES over ours.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache / "rtseg_jax"))
+    chosen = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if not chosen and platform.libc_ver()[0] == "glibc" and not _has_accelerator():
+        _keep_freed_memory()
+
+
+def _has_accelerator() -> bool:
+    """Whether jax may find one; asking jax itself would start its backend."""
+    if jax.config.jax_platforms == "cpu":
+        return False
+    return any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc's malloc keep what is freed; a step on a CPU takes a third less time.
+
+    By default it gives a block as large as a program's temporaries back to the system, and each call pays the page
+    faults of all of it anew. What is kept is fragmented, up to some four blocks: none above an eighth of the memory.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
+        memory = min(memory, int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text()))
+    mallopt = ctypes.CDLL(None).mallopt
+    for parameter, value in (
+        (-1, -1),  # M_TRIM_THRESHOLD: never
+        (-2, 64 << 20),  # M_TOP_PAD
+        (-3, min(memory // 8, 2**31 - 1)),  # M_MMAP_THRESHOLD
+        (-8, 1),  # M_ARENA_MAX: the arenas of XLA's threads have no room for large blocks
+    ):
+        mallopt(parameter, value)

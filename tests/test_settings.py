@@ -1,0 +1,50 @@
+"""What the programs set up for their process."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROBE = """
+import ctypes, resource, threading
+from rtseg_jax import settings
+
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of one size
+
+def faults():
+    seen = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        b"x" * 100_000_000
+        seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    print(seen[-1])
+
+for prepare in (lambda: None, settings.prepare_process):
+    prepare()
+    thread = threading.Thread(target=faults)  # XLA's calls do not run in the main thread either
+    thread.start()
+    thread.join()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+@pytest.mark.parametrize(
+    ("variables", "kept"),
+    [
+        ({}, True),
+        ({"MALLOC_ARENA_MAX": "2"}, False),
+        ({"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}, False),
+    ],
+)
+def test_freed_memory_is_kept_on_a_cpu_unless_malloc_was_told_otherwise(variables, kept):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    environment.pop("GLIBC_TUNABLES", None)
+    environment |= {"JAX_PLATFORMS": "cpu", **variables}
+    run = [sys.executable, "-c", PROBE]
+    told = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
+    before, after = map(int, told.stdout.split())
+    pages = 100_000_000 // os.sysconf("SC_PAGE_SIZE")
+    assert before > pages / 2
+    assert (after < pages / 100) == kept
