@@ -359,14 +359,36 @@ def conv_transpose2d(
         b, h, w, _ = x.shape
         y = jnp.einsum("bhwi,klio->bhkwlo", x, kernel)
         return y.reshape(b, h * sizes[0], w * sizes[1], kernel.shape[3])
-    return lax.conv_general_dilated(
-        x,
-        kernel[::-1, ::-1],
-        (1, 1),
-        [(k - 1 - padding, k - 1 - padding + output_padding) for k in sizes],
-        lhs_dilation=strides,
-        dimension_numbers=DIMENSIONS,
-    )
+
+    def spread(x, kernel):
+        return lax.conv_general_dilated(
+            x,
+            kernel[::-1, ::-1],
+            (1, 1),
+            [(k - 1 - padding, k - 1 - padding + output_padding) for k in sizes],
+            lhs_dilation=strides,
+            dimension_numbers=DIMENSIONS,
+        )
+
+    if plain:
+        return spread(x, kernel)
+
+    def backward(saved, g):
+        # Of the convolution that this one transposes: its value at g, and its kernel's gradient with x as the output's.
+        x, kernel = lax.optimization_barrier(saved)
+        geometry = (strides, (padding, padding), (1, 1))
+
+        def on_cpu(x, kernel, g):
+            dk = _kernel_gradient(g, x, sizes, *geometry)
+            return _lax_conv(g, kernel.swapaxes(2, 3), *geometry), dk.swapaxes(2, 3)
+
+        return lax.platform_dependent(
+            x, kernel, g, cpu=on_cpu, default=lambda x, k, g: jax.vjp(spread, x, k)[1](g)
+        )
+
+    differentiable = jax.custom_vjp(spread)
+    differentiable.defvjp(lambda x, kernel: (spread(x, kernel), (x, kernel)), backward)
+    return differentiable(x, kernel)
 
 
 class Conv(nn.Module):
