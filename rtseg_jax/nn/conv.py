@@ -356,8 +356,9 @@ def conv_transpose2d(
     sizes = kernel.shape[:2]
     if not plain and sizes == strides and padding == output_padding == 0:
         # The taps do not overlap: one matrix product, then its kh x kw outputs side by side.
-        b, h, w, _ = x.shape
-        y = jnp.einsum("bhwi,klio->bhkwlo", x, kernel)
+        b, h, w, ci = x.shape
+        y = x.reshape(-1, ci) @ kernel.transpose(2, 0, 1, 3).reshape(ci, -1)
+        y = y.reshape(b, h, w, *sizes, kernel.shape[3]).transpose(0, 1, 3, 2, 4, 5)
         return y.reshape(b, h * sizes[0], w * sizes[1], kernel.shape[3])
 
     def spread(x, kernel):
