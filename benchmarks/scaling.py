@@ -108,7 +108,7 @@ def compiled_step(config, size: tuple[int, int]) -> tuple[str, Any, dict]:
     import jax
     import jax.numpy as jnp
 
-    from rtseg_jax import data, flops, mesh, models, optim, settings, step
+    from rtseg_jax import data, flops, mesh, models, settings, step, train
 
     devices = mesh.make_mesh()
     num_classes = data.class_table(config.input.dataset).num_classes
@@ -116,22 +116,8 @@ def compiled_step(config, size: tuple[int, int]) -> tuple[str, Any, dict]:
         config.model.name, num_classes=num_classes, **settings.model_options(config)
     )
     variables = flops.variable_shapes(model)
-    schedule = optim.make_schedule(
-        lr=config.optim.lr, total_steps=1000, steps_per_epoch=100, **config.optim.schedule
-    )
-    tx = optim.make_optimizer(variables["params"], schedule, **config.optim.method)
-    augmentation = {**config.augment.to_dict(), "crop": size}
-    del augmentation["crop_schedule"]
-    jitted = step.jit_train_step(
-        devices,
-        model=model,
-        loss_fn=functools.partial(models.get(config.model.name).loss, **config.loss),
-        tx=tx,
-        schedule=schedule,
-        seed=0,
-        augmentation=augmentation,
-        ema_decay=config.ema_decay,
-    )
+    tx, schedule = train.make_optimizer(config, variables["params"], 1000, 100)
+    jitted = train.make_train_step(config, devices, model, tx, schedule, None, size)
     state = jax.eval_shape(
         functools.partial(step.create_state, tx=tx, ema=config.ema_decay > 0), variables
     )

@@ -12,6 +12,7 @@ import pathlib
 import platform
 import re
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -143,7 +144,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """absl's app.run, with what the user did wrong printed as one line and exit code 1."""
+    """absl's app.run; what the user did wrong is printed as one line with exit code 1, and Ctrl-C ends it with 130."""
     expected = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError)
     expected += (ImportError, flags.Error)  # of a package that an extra brings
 
@@ -167,6 +168,9 @@ def run(main: Callable[[list[str]], None]) -> None:
             main(argv)
         except expected as error:
             fail(error)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
 
     logging.set_verbosity(logging.ERROR)  # orbax tells of its every move
     app.run(guarded, flags_parser=parse)

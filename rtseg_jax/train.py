@@ -12,10 +12,13 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
+import orbax.checkpoint as ocp
 
 from rtseg_jax import (
     checkpoint,
@@ -79,7 +82,6 @@ def _train_and_evaluate(
         ),
     )
     eval_set = data.load(**settings.dataset_arguments(config, config.input.eval_split))
-    num_classes = train_set.table.num_classes
     steps_per_epoch = len(train_set) // config.batch_size
     if steps_per_epoch == 0:
         raise ValueError(
@@ -93,20 +95,13 @@ def _train_and_evaluate(
     devices = mesh.make_mesh()
     mesh.check_batch_size(config.batch_size, devices)
     _check_accumulate(config, devices.devices.size)
-    # Evaluation pads and masks its last batch, so it may take any number; here, a multiple of the devices.
-    eval_batch_size = -(-config.eval.batch_size // devices.devices.size) * devices.devices.size
-    variant = models.get(config.model.name)
     model = models.create(
-        config.model.name, num_classes=num_classes, **settings.model_options(config)
+        config.model.name,
+        num_classes=train_set.table.num_classes,
+        **settings.model_options(config),
     )
     variables = _initial_variables(model, config.seed, mesh.replicated(devices))
-    schedule = optim.make_schedule(
-        lr=config.optim.lr,
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
-        **config.optim.schedule,
-    )
-    tx = optim.make_optimizer(variables["params"], schedule, **config.optim.method)
+    tx, schedule = make_optimizer(config, variables["params"], total_steps, steps_per_epoch)
     state = jax.device_put(
         step.create_state(
             variables, tx, ema=config.ema_decay > 0, skip_nonfinite=config.nonfinite == "skip"
@@ -115,74 +110,22 @@ def _train_and_evaluate(
     )
     del variables  # the state has its own copy
 
-    # Where to begin: this run's latest checkpoint, else another run's weights, else scratch
+    # Where to begin
     if mesh.is_first():
         settings.write(config, workdir)
         data.folder.write_classes(train_set.table, workdir / "classes.json")
     manager = cleanup.enter_context(checkpoint.open_manager(workdir))
-    if manager.latest_step() is not None:
-        state = checkpoint.restore(manager, state)
-        print(f"resuming {workdir} at step {int(state.step)} of {total_steps}")
-    elif config.init_from.workdir and config.init_from.file:
-        raise ValueError("init_from.workdir and init_from.file are both given; choose one")
-    elif config.init_from.workdir:
-        state = _init_from_run(state, tx, config, devices)
-    elif config.init_from.file:
-        state = _init_from_file(state, tx, config, devices)
-    elif config.init_from.required:
-        raise ValueError(
-            "this stage goes on from other weights; give --config.init_from.workdir=RUN, or"
-            " --config.init_from.file=FILE with a backbone of PyTorch"
-        )
+    state = _begin(config, workdir, manager, state, tx, devices, total_steps)
     start = int(state.step)
     _describe(workdir, config, model, state, train_set, eval_set, total_steps, devices)
 
-    # Steps, one compiled program for each crop size
+    # Steps, one compiled program for each crop size; evaluation
     resident, make_batches = _input(config, train_set, devices, start, total_steps)
-    augmentation = config.augment.to_dict()
-    crop_schedule = augmentation.pop("crop_schedule")
-
-    @functools.cache
-    def train_step_for(crop: tuple[int, int]) -> Callable:
-        return step.jit_train_step(
-            devices,
-            pipeline.gather if resident is not None else None,
-            model=model,
-            loss_fn=functools.partial(variant.loss, **config.loss),
-            tx=tx,
-            schedule=schedule,
-            seed=config.seed,
-            augmentation={**augmentation, "crop": crop},
-            ema_decay=config.ema_decay,
-            accumulate=config.accumulate,
-            class_weights=config.loss.get("class_weights"),
-            remat=config.remat,
-        )
-
-    jitted_eval_step = infer.jit_eval_step(
-        devices,
-        model=model,
-        num_classes=num_classes,
-        mean=config.augment.mean,
-        std=config.augment.std,
-        size=config.eval.size,
+    gather = pipeline.gather if resident is not None else None
+    train_step_for = functools.cache(
+        functools.partial(make_train_step, config, devices, model, tx, schedule, gather)
     )
-
-    def eval_step(variables, *batch):
-        return jitted_eval_step(variables, *mesh.place(devices, *batch))
-
-    shown = evaluate.spread(len(eval_set), config.eval.overlays)
-    # A small set is decoded once; a streamed one is read again for every evaluation.
-    eval_batches = functools.partial(
-        pipeline.eval_batches,
-        eval_set,
-        eval_batch_size,
-        multiple=config.eval.multiple,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    if config.input.mode == "resident":
-        eval_batches = functools.partial(iter, list(eval_batches()))
+    score = _evaluator(config, devices, model, eval_set)
 
     # The loop
     window, result, done, saved = [], None, start, start
@@ -202,7 +145,9 @@ def _train_and_evaluate(
     with cleanup, _StopSignals() as stop:
         batches = progress.timed(_first(save_before_bad_data, make_batches()))
         for done, (frames, indices) in enumerate(batches, start=start + 1):
-            crop = crop_at((done - 1) / total_steps, config.augment.crop, crop_schedule)
+            crop = crop_at(
+                (done - 1) / total_steps, config.augment.crop, config.augment.crop_schedule
+            )
             state, logged = train_step_for(crop)(state, frames, indices)
             window.append(logged)
             evaluating = done % eval_every == 0 or done == total_steps
@@ -215,12 +160,7 @@ def _train_and_evaluate(
                 window = []
             if evaluating:
                 with progress.paused():
-                    confusion, maps = evaluate.evaluate(
-                        functools.partial(eval_step, state.variables()),
-                        eval_batches(),
-                        num_classes,
-                        shown,
-                    )
+                    confusion, maps = score(state.variables())
                     result = metrics.scores(confusion)
                     writers.scalars(done, miou=result.miou, pixel_accuracy=result.pixel_accuracy)
                     for index, classes in maps.items():
@@ -244,9 +184,7 @@ def _train_and_evaluate(
     with checkpoint.open_manager(workdir, read_only=True) as manager:
         best = manager.best_step()
         variables = checkpoint.restore_variables(manager, best, mesh.replicated(devices))
-    confusion, maps = evaluate.evaluate(
-        functools.partial(eval_step, variables), eval_batches(), num_classes, shown
-    )
+    confusion, maps = score(variables)
     scores = metrics.scores(confusion)
     if mesh.is_first():
         facts = {"model": config.model.name, "step": best}
@@ -256,6 +194,47 @@ def _train_and_evaluate(
     print(evaluate.table(scores, eval_set.table.class_names))
     print(f"written: {workdir}/evaluation.json, {workdir}/overlays/")
     return {"step": best, "miou": scores.miou}
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, params: Any, total_steps: int, steps_per_epoch: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer of a config for these parameters, and its learning rate: step -> rate."""
+    schedule = optim.make_schedule(
+        lr=config.optim.lr,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        **config.optim.schedule,
+    )
+    return optim.make_optimizer(params, schedule, **config.optim.method), schedule
+
+
+def make_train_step(
+    config: ml_collections.ConfigDict,
+    devices: jax.sharding.Mesh,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    gather: Callable | None,
+    crop: tuple[int, int],
+) -> Callable:
+    """The step of a config, jitted (see step.jit_train_step), at one crop: (h, w) in pixels."""
+    augmentation = config.augment.to_dict()
+    del augmentation["crop_schedule"]
+    return step.jit_train_step(
+        devices,
+        gather,
+        model=model,
+        loss_fn=functools.partial(models.get(config.model.name).loss, **config.loss),
+        tx=tx,
+        schedule=schedule,
+        seed=config.seed,
+        augmentation={**augmentation, "crop": crop},
+        ema_decay=config.ema_decay,
+        accumulate=config.accumulate,
+        class_weights=config.loss.get("class_weights"),
+        remat=config.remat,
+    )
 
 
 def _make_workdir(workdir: str) -> pathlib.Path:
@@ -342,6 +321,35 @@ def _initial_variables(model: Any, seed: int, sharding: Any) -> dict[str, Any]:
         return model.init(keys, jnp.zeros((1, 64, 64, 3)), train=True)
 
     return jax.jit(init, out_shardings=sharding)(jax.random.key(seed))
+
+
+def _begin(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    manager: ocp.CheckpointManager,
+    state: step.TrainState,
+    tx: optax.GradientTransformation,
+    devices: jax.sharding.Mesh,
+    total_steps: int,
+) -> step.TrainState:
+    """The state of this run's latest checkpoint, else one of another run's weights, else the one given."""
+    given = config.init_from
+    if manager.latest_step() is not None:
+        state = checkpoint.restore(manager, state)
+        print(f"resuming {workdir} at step {int(state.step)} of {total_steps}")
+        return state
+    if given.workdir and given.file:
+        raise ValueError("init_from.workdir and init_from.file are both given; choose one")
+    if given.workdir:
+        return _init_from_run(state, tx, config, devices)
+    if given.file:
+        return _init_from_file(state, tx, config, devices)
+    if given.required:
+        raise ValueError(
+            "this stage goes on from other weights; give --config.init_from.workdir=RUN, or"
+            " --config.init_from.file=FILE with a backbone of PyTorch"
+        )
+    return state
 
 
 def _init_from_run(
@@ -454,6 +462,44 @@ def _input(
             yield (images, labels), indices
 
     return None, streamed
+
+
+def _evaluator(
+    config: ml_collections.ConfigDict,
+    devices: jax.sharding.Mesh,
+    model: nn.Module,
+    dataset: data.spec.Dataset,
+) -> Callable[[dict[str, Any]], tuple[np.ndarray, dict[int, np.ndarray]]]:
+    """A function of variables: the confusion matrix over a dataset, and the class maps of config.eval.overlays images."""
+    num_classes = dataset.table.num_classes
+    # The last batch is padded and masked, so a batch may be of any size; here, of a multiple of the devices.
+    batch_size = -(-config.eval.batch_size // devices.devices.size) * devices.devices.size
+    # A small set is decoded once; a streamed one is read again for every evaluation.
+    batches = functools.partial(
+        pipeline.eval_batches,
+        dataset,
+        batch_size,
+        multiple=config.eval.multiple,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    if config.input.mode == "resident":
+        batches = functools.partial(iter, list(batches()))
+    jitted = infer.jit_eval_step(
+        devices,
+        model=model,
+        num_classes=num_classes,
+        mean=config.augment.mean,
+        std=config.augment.std,
+        size=config.eval.size,
+    )
+    shown = evaluate.spread(len(dataset), config.eval.overlays)
+
+    def score(variables):
+        eval_step = lambda *batch: jitted(variables, *mesh.place(devices, *batch))  # noqa: E731
+        return evaluate.evaluate(eval_step, batches(), num_classes, shown)
+
+    return score
 
 
 def crop_at(

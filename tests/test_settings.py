@@ -1,7 +1,8 @@
-"""What the programs set up for their process."""
+"""What the programs set up for their process, and how they end."""
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 
@@ -43,3 +44,22 @@ def test_freed_memory_is_kept_on_a_cpu_unless_malloc_was_told_otherwise(variable
     told = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
     pages = 100_000_000 // os.sysconf("SC_PAGE_SIZE")
     assert int(told.stdout) < pages / 100 if kept else int(told.stdout) > pages / 2
+
+
+INTERRUPTED = """
+import os, signal, time
+from rtseg_jax import settings
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background ignores it
+
+def main(argv):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+
+settings.run(main)
+"""
+
+
+def test_an_interrupted_program_ends_without_a_traceback():
+    run = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (128 + signal.SIGINT, "", "interrupted\n")

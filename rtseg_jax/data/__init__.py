@@ -1,5 +1,6 @@
 """Datasets by name, and how they reach the device (`pipeline`)."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ TABLES = {
     **spec.TABLES,
     "nyuv2": nyuv2.TABLE,
     "ade20k": ade20k.TABLE,
-    "streets": spec.TABLES["cityscapes"],
+    "streets": dataclasses.replace(spec.TABLES["cityscapes"], name="streets"),
 }
 NAMES = (*TABLES, "folder")
 SOURCES = ("files", "tfds")
