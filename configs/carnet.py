@@ -15,13 +15,14 @@ where light-weight RefineNet, whose decoder this is, did the same as far as it i
     0.8 would be --config.optim.schedule.decay=0.8). Weight decay acts on all parameters, momentum is never reset;
   * "until the accuracy stops improving" is: evaluate every 5 epochs and keep the best. On NYUDv2 that chooses by the
     test split, as there is no other: a best checkpoint is a little optimistic;
-  * scales are drawn log-uniformly; pixels are normalised as for ImageNet, so padding has the mean colour;
+  * scales are drawn uniformly, and raised until the shorter side has 350 pixels; pixels are normalised as for
+    ImageNet, so padding has the mean colour;
   * pretrained keeps BatchNorm's running statistics, as six images change them too much, but trains scale and offset;
     published MobileNetV2 weights lack a 1x1 convolution that the paper's FLOPs count;
   * Cityscapes: crops come from frames of 1024x2048, evaluation shows the network 512x1024, the size of Table 1;
   * ADE20K's images are of many sizes: crops come from the image at its own size (one of more than 1024 pixels
     shrunk to that), evaluation repeats its last row and column up to a multiple of 32 and scores the image alone;
-  * CamVid is not in the paper: NYUDv2's schedule on crops of the whole 360x480;
+  * CamVid is not in the paper: NYUDv2's schedule on crops of the whole 360x480, all scales as drawn;
   * the semantic loss is the mean of a binary cross-entropy, see rtseg_jax/models/carnet.py.
 """
 
@@ -49,6 +50,8 @@ def schedule(config: ml_collections.ConfigDict, dataset: str) -> None:
     config.num_epochs = 300
     config.augment.crop = CROPS[dataset]
     config.augment.scale_range = (0.5, 2.0)
+    config.augment.scale_law = "uniform"
+    config.augment.min_side = 0 if dataset == "camvid" else 350
     config.augment.flip = 0.5
     config.augment.mean = common.IMAGENET_MEAN
     config.augment.std = common.IMAGENET_STD

@@ -81,6 +81,8 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
     config.augment.squash = config_dict.placeholder(tuple)  # (h, w) of scale 1; None = the frames'
     config.augment.scales = (1.0,)
     config.augment.scale_range = config_dict.placeholder(tuple)  # (low, high) instead of the set
+    config.augment.scale_law = "log_uniform"  # or "uniform": how a scale is drawn from that range
+    config.augment.min_side = 0  # pixels: smaller scales are raised until the shorter side has them
     config.augment.flip = 0.5
     config.augment.jitter = (0.0, 0.0, 0.0)  # brightness, contrast, saturation
     config.augment.mean = (0.0, 0.0, 0.0)  # RGB, in [0, 255]
@@ -145,6 +147,7 @@ def streets(config: ml_collections.ConfigDict) -> None:
     config.augment.squash = None
     config.augment.scales = (1.0, 1.25, 1.5)
     config.augment.scale_range = None
+    config.augment.min_side = 0
     config.augment.mean = (105.0, 105.0, 105.0)
     config.augment.std = (60.0, 60.0, 60.0)
     config.loss.kind = "cross_entropy"

@@ -128,6 +128,8 @@ def augment(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     squash: tuple[int, int] | None = None,
+    scale_law: str = "log_uniform",
+    min_side: int = 0,
 ) -> dict[str, Array]:
     """A training batch out of decoded frames; the same (seed, step, index) always gives the same example.
 
@@ -139,12 +141,14 @@ def augment(
         seed: Of the run.
         crop: (height, width) of what comes out, in pixels.
         scales: A scale is drawn from this set, unless `scale_range` is given.
-        scale_range: A scale is drawn log-uniformly between these two.
+        scale_range: A scale is drawn between these two.
         flip: Probability of mirroring left and right.
         jitter: Largest relative change of brightness, contrast and saturation; zeros switch it off.
         mean: RGB, subtracted, in units of [0, 255].
         std: RGB, divided by.
         squash: (height, width) that scale 1 stands for, if not the frames' own.
+        scale_law: "log_uniform", with which halving is as likely as doubling, or "uniform": of scale_range.
+        min_side: A scale is raised until the frame's shorter side has so many pixels.
 
     Returns:
         "image" [b, ch, cw, 3] float32, 0 (the mean) outside the frame, and "label" [b, ch, cw] int32, 255 outside.
@@ -155,9 +159,14 @@ def augment(
         keys = jax.random.split(jax.random.fold_in(key, index), 4)
         if scale_range is None:
             scale = jax.random.choice(keys[0], jnp.asarray(scales, jnp.float32))
+        elif scale_law == "uniform":
+            scale = jax.random.uniform(keys[0], (), minval=scale_range[0], maxval=scale_range[1])
         else:
             low, high = (jnp.log(jnp.float32(s)) for s in scale_range)
             scale = jnp.exp(jax.random.uniform(keys[0], (), minval=low, maxval=high))
+        if min_side:
+            size = frame_extent(label) if squash is None else jnp.asarray(squash)
+            scale = jnp.maximum(scale, min_side / jnp.min(size))
         cropped, ids, inside = scale_and_crop(
             image,
             label,

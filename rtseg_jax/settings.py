@@ -270,6 +270,11 @@ _ALLOWED = {
         "None, or (low, high) with 0 < low <= high",
         _maybe(lambda v: len(v) == 2 and 0 < v[0] <= v[1]),
     ),
+    "augment.scale_law": (
+        "log_uniform or uniform",
+        lambda v: v in ("log_uniform", "uniform"),
+    ),
+    "augment.min_side": ("0 or more", _whole(0)),
     "augment.flip": ("a number in [0, 1]", _SHARE),
     "augment.jitter": ("three numbers of 0 or more", _each(_number(0), 3)),
     "augment.mean": ("three numbers", _each(math.isfinite, 3)),

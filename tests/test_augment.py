@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from rtseg_jax import augment, mesh
+from rtseg_jax.labels import OUTSIDE
 
 OFF = {
     "scales": (1.0,),
@@ -225,6 +226,30 @@ def test_scales_of_a_range_are_log_uniform():
     assert 0.49 < found.min() < 0.52 and 1.93 < found.max() < 2.01
     counts = np.histogram(np.log2(found), [-1.02, -0.5, 0, 0.5, 1.02])[0]
     assert counts.min() > 40 and counts.sum() == 256
+
+
+def test_scales_of_a_range_may_be_uniform():
+    found = _drawn_scales(scales=(9.0,), scale_range=(0.5, 2.0), scale_law="uniform")
+    counts = np.histogram(found, [0.49, 0.875, 1.25, 1.625, 2.01])[0]
+    assert counts.min() > 40 and counts.sum() == 256
+
+
+@pytest.mark.parametrize("squash", [None, (96, 50)])
+def test_scales_are_raised_to_a_shorter_side(squash):
+    """Of 40x30 pixels of 64x64, or of the size that scale 1 stands for."""
+    ramp = np.zeros((256, 64, 64), np.uint8)
+    ramp[:, :, :30] = np.arange(30) * 8
+    label = np.full((256, 64, 64), OUTSIDE, np.uint8)
+    label[:, :40, :30] = 0
+    image, _ = _augment(
+        np.broadcast_to(ramp[..., None], (*ramp.shape, 3)), label, crop=(4, 90), squash=squash,
+        scale_range=(0.5, 2.0), min_side=45,
+    )  # fmt: skip
+    width = 30 * 8 / (image[:, 0, 9, 0] - image[:, 0, 7, 0]) * 2
+    lowest, highest = (45, 60) if squash is None else (45, 100)
+    assert width.min() == pytest.approx(45, abs=0.1)
+    assert (np.abs(width - 45) < 0.1).sum() > 60
+    assert lowest - 0.1 < width.min() and highest - 4 < width.max() < highest + 0.1
 
 
 def test_flip_rate():

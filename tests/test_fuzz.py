@@ -66,6 +66,8 @@ OPTIONS = {
     "augment.squash": ([None, (48, 64)], [(0, 1)]),
     "augment.scales": ([(1.0,), (0.5, 1.0, 2.0)], [(), (0.0,), (-1.0,), (math.inf,)]),
     "augment.scale_range": ([None, (0.5, 2.0)], [(2.0, 0.5), (0.0, 1.0)]),
+    "augment.scale_law": (["log_uniform", "uniform"], ["normal"]),
+    "augment.min_side": ([0, 80], [-1]),
     "augment.flip": ([0.0, 0.5, 1.0], [-0.5, 2.0]),
     "augment.jitter": ([(0.0, 0.0, 0.0), (0.4, 0.4, 0.4)], [(-1.0, 0.0, 0.0), (0.4,)]),
     "augment.mean": ([(0.0, 0.0, 0.0), (123.0, 116.0, 104.0)], [(1.0, 2.0)]),
