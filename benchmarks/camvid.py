@@ -482,6 +482,7 @@ def picture(lines: list[Record], speed: list[Record], path: pathlib.Path) -> boo
     """Test mIoU against frames per second at 360x480: the best recipe of each network; false if no network has both."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     fps = {
         line["model"]: (line["fps"], line["device"])
@@ -500,6 +501,9 @@ def picture(lines: list[Record], speed: list[Record], path: pathlib.Path) -> boo
     axes = figure.subplots()
     axes.set(xlabel="FPS at 360x480", ylabel="CamVid test mIoU, %", xscale="log")
     axes.set_title(next(iter(fps.values()))[1])
+    axes.xaxis.set_major_formatter(LogFormatter())
+    axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    axes.margins(0.2)
     axes.grid(alpha=0.3, which="both")
     for model, miou in best.items():
         axes.scatter(fps[model][0], miou, c="C0")
