@@ -48,10 +48,8 @@ DEFAULT_TORCH = {
 }  # (device, float32)
 
 # glibc gives large blocks back to the kernel on every free, and the page faults of getting them again cost any
-# framework up to 1.7 times the call. One arena, because only the first has room for blocks above 64 MiB: torch's calls
-# run in the main thread, which has it, XLA's in others.
+# framework up to 1.7 times the call.
 MALLOC = {
-    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "67108864",

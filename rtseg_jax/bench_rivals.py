@@ -103,6 +103,8 @@ def _jax_network(request: Request) -> tuple[Any, dict[str, Any], Any]:
 
     if request["tf32"] == "off":
         jax.config.update("jax_default_matmul_precision", "highest")
+    if request["device"] == "cpu":
+        jax.config.update("jax_cpu_enable_async_dispatch", False)  # see settings.prepare_process
     model = models.create(
         request["model"], num_classes=request["num_classes"], dtype=jnp.dtype(request["dtype"])
     )

@@ -537,7 +537,7 @@ def main(argv: list[str]) -> None:
     """Reads the flags and makes one call."""
     if argv[1:]:
         raise ValueError(f"unexpected argument '{argv[1]}'; give each run as --workdir=RUN")
-    settings.prepare_process()
+    settings.prepare_process(many_threads=True)
     size = _FLAGS["size"].value
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has SIGHUP
