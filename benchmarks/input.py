@@ -148,6 +148,8 @@ def ours(options: argparse.Namespace, rival: str) -> tuple[Iterator, dict[str, A
         mean=MEAN,
         std=STD,
     )
+    if options.device == "cpu":
+        jax.config.update("jax_cpu_enable_async_dispatch", False)  # see settings.prepare_process
     device = jax.devices(options.device)[0]
     put = functools.partial(jax.device_put, device=device)
 

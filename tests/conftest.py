@@ -1,5 +1,6 @@
 """The suite's rules: four virtual CPU devices, no silent broadcasting, every shape annotation checked."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -23,6 +24,9 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.devices()  # made now, with the flags above: a test may set others for its children
+
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401  # of torch for CUDA: it crashes where TensorFlow was loaded before it
 
 try:
     import beartype  # noqa: F401
