@@ -5,7 +5,9 @@ Arguments, any of each kind, separated by commas (the first is the default):
     split      train     the checkpoint with the best val mIoU is kept
                trainval  train and val together, the last weights are kept; what is said of val then means nothing
     length     full      1000 epochs of batch 16, for a GPU
-               short     112 epochs of batch 4 for two CPU cores; crops grow from 192x256 over 240x320 to the whole 360x480
+               short     112 epochs of batch 4 for two CPU cores; crops grow from 192x256 over 240x320 to the whole 360x480;
+                         little dropout in ERFNet, which a short run does not overfit (1,001 steps with its own rates
+                         of 0.03 and 0.3: 33.2 mIoU on val, with these: 40.2)
                smoke
 
 Not a paper's: Adam, poly 0.9 after a warm-up, averaged weights, scales drawn log-uniformly from 0.5 to 2, flips and a
@@ -50,6 +52,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         config.augment.crop_schedule = ((0.5, (192, 256)), (0.85, (240, 320)))
         config.optim.schedule.warmup_steps = 100
         config.eval.every_epochs = 10
+        if "erfnet" in word["network"]:
+            config.model.options.dropout = (0.0, 0.1)
     if word["split"] == "trainval":
         config.eval.every_epochs = 10**6  # only at the end: val is no judge
     if word["length"] == "smoke":

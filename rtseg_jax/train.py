@@ -496,7 +496,9 @@ def _evaluator(
     shown = evaluate.spread(len(dataset), config.eval.overlays)
 
     def score(variables):
-        eval_step = lambda *batch: jitted(variables, *mesh.place(devices, *batch))  # noqa: E731
+        def eval_step(*batch):
+            return jitted(variables, *mesh.place(devices, *batch))
+
         return evaluate.evaluate(eval_step, batches(), num_classes, shown)
 
     return score
