@@ -547,7 +547,9 @@ def _overlay_video(
         stream = container.streams.video[0]
         expected = stream.frames
         rate = stream.average_rate or Fraction(30)
-        writer = _VideoWriter(target, rate, stream.time_base)
+        # PyAV's own rationals are of another type since 19.0.
+        as_fraction = (Fraction(x.numerator, x.denominator) for x in (rate, stream.time_base))
+        writer = _VideoWriter(target, *as_fraction)
         cleanup.callback(writer.close)
         frames = itertools.islice(_decoded(container), max_frames)
         reading = _ahead(itertools.repeat(functools.partial(next, frames, None)), num_workers=1)

@@ -1,6 +1,8 @@
 """The notebook runs from its first cell to its last, in a kernel of its own, at its smallest."""
 
+import os
 import pathlib
+import sys
 
 import nbformat
 import pytest
@@ -23,6 +25,10 @@ def test_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("RTSEG_TINY", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    # Its `!python` is this one.
+    monkeypatch.setenv(
+        "PATH", os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    )
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
