@@ -106,9 +106,9 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def _write_digests(path: pathlib.Path) -> None:
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != _DIGESTS)
+    new = path / f"{_DIGESTS}.new"  # may be there already, of one who was killed here
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p not in (path / _DIGESTS, new))
     digests = {p.relative_to(path).as_posix(): _digest(p) for p in files}
-    new = path / f"{_DIGESTS}.new"
     with new.open("w") as file:
         file.write(json.dumps(digests, indent=1) + "\n")
         file.flush()

@@ -289,6 +289,16 @@ def test_missing_digests_are_written_when_all_was_read(tmp_path):
     assert (newest / "digests.json").read_text() == before
 
 
+def test_a_kill_while_digests_are_written_condemns_nothing(tmp_path):
+    newest = _three_saves(tmp_path)
+    (newest / "digests.json").rename(newest / "digests.json.new")
+    for _ in range(2):  # what the first one writes is believed by the second
+        with checkpoint.open_manager(tmp_path) as manager:
+            checkpoint.restore(manager, _state(0, ema=True))
+            assert manager.latest_step() == int(newest.name)
+    assert not (tmp_path / "damaged").exists()
+
+
 def test_none_good_is_one_line_and_nothing_moves(tmp_path):
     newest = _three_saves(tmp_path)
     for name in ("1", "2", "3"):
