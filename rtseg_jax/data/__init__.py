@@ -134,7 +134,9 @@ def load(
     if tolerate is not None:
         dataset = tolerate(dataset)
     arguments = {"name": name, "root": str(root), "annotation": annotation, "label_map": label_map}
-    arguments |= {"ignore": ignore, "size": size, "seed": seed, "num_examples": num_examples}
+    arguments |= {"ignore": ignore, "size": size, "num_examples": num_examples}
+    if name == "streets":
+        arguments["seed"] = seed
     if canvas is None:
         # Packed before the patches, which overlap.
         if cache:

@@ -306,8 +306,9 @@ class Streaming:
             )
 
         # What cannot be batched or read at all fails here, not in a thread.
-        first = indices_of(start_step)
-        size = dataset.size or dataset.load(int(first[0]))[1].shape
+        local = len(indices_of(start_step))
+        first = batch_indices(seed, start_step, n, batch_size)[0]  # the same in every process
+        size = dataset.size or dataset.load(int(first))[1].shape
         tf = _tensorflow()
         errors: dict[int, Exception] = {}
 
@@ -315,7 +316,7 @@ class Streaming:
             # Errors go around tensorflow, which would print a page for each and lose its type.
             try:
                 image, label = dataset.load(int(i))
-                if len(first) > 1:
+                if batch_size > 1:
                     check_size(dataset, int(i), label.shape, size, "use batch_size=1")
             except Exception as error:
                 errors[int(i)] = error
@@ -334,7 +335,7 @@ class Streaming:
                 num_parallel_calls=workers,
                 deterministic=True,
             )
-            .batch(len(first))
+            .batch(local)
             .prefetch(2)
             .with_options(options)
         )
@@ -430,15 +431,14 @@ def _eval_batches(
     ]
     real = [int(i) for batch in batches for i in batch[batch < n]]
     examples = _load_in_order(dataset, real, num_workers)
-    size = dataset.size
+    common = dataset.size
+    if common is None and part != slice(0, batch_size):  # processes, which see their parts alone
+        common = dataset.load(0)[1].shape
     with contextlib.closing(examples):
         for batch in batches:
             mask = batch < n
             loaded = [next(examples) for _ in range(mask.sum())]
-            if loaded:
-                size = loaded[0][1].shape
-            elif size is None:  # padding alone, in a process that has had no example yet
-                size = dataset.load(0)[1].shape
+            size = common or loaded[0][1].shape
             images = np.zeros((len(batch), *size, 3), np.uint8)
             labels = np.full((len(batch), *size), IGNORE, np.uint8)
             for row, (image, label) in enumerate(loaded):

@@ -48,6 +48,12 @@ def test_a_split(root):
         np.testing.assert_array_equal(label, LABEL)
 
 
+def test_the_seed_has_no_copies_of_its_own(root, tmp_path):
+    for seed in (0, 1):
+        data.load("folder", root=root, split="val", seed=seed, cache=str(tmp_path / "cache"))
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
 def test_trainval_is_train_then_val_unless_it_is_there(root):
     assert len(folder.load(root, "trainval")) == 4
     (root / "trainval.txt").write_text("images/val/v.png labels/val/v.png\n")

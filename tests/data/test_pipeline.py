@@ -1,5 +1,6 @@
 """One order, two inputs: a resident set and a stream give the same bytes, and evaluation drops nothing."""
 
+import contextlib
 import pathlib
 import subprocess
 import sys
@@ -372,6 +373,25 @@ def test_processes_without_any_example(size):
     ((images, labels, mask, indices),) = batches
     assert images.shape == (1, H, W, 3) and (labels == 255).all()
     assert not mask.any() and indices.tolist() == [-1]
+
+
+def test_processes_with_one_image_each_must_have_one_size():
+    """None of them sees two images of a batch, which all of them together form."""
+
+    def load(i):
+        side = H - (i == 1)
+        return IMAGES[i, :side], LABELS[i, :side]
+
+    dataset = make_dataset(4, load=load)
+    order = pipeline.batch_indices(2, 0, 4, 4)
+    assert order[0] != 1
+    for p in range(4):
+        part = {"process_index": p, "process_count": 4}
+        refused = pytest.raises(spec.DataError, match="frame1.* is 2x5 pixels")
+        with refused if p == 1 else contextlib.nullcontext():
+            list(pipeline.eval_batches(dataset, 4, **part))
+        with refused if order[p] == 1 else contextlib.nullcontext():
+            list(stream_of(dataset, num_steps=1, **part))
 
 
 def test_evaluation_refuses_before_it_starts():
