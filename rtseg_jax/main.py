@@ -45,6 +45,8 @@ def _join() -> None:
         raise ValueError(
             f"--process_id={_PROCESS_ID.value} of {_NUM_PROCESSES.value} processes; they count from 0"
         )
+    # It would swallow SIGTERM from now on; the training loop has a handler of its own, and before it there is none.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(*given)
     except ValueError as error:

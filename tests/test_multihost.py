@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ RUN = (
     "--config.log_every=1",
     "--config.eval.every_steps=3",
     "--config.checkpoint_every=2",
+    "--config.eval.overlays=2",
 )
 
 
@@ -98,11 +100,34 @@ def test_every_image_is_evaluated_once(runs):
     assert np.abs(confusions[0] - confusions[1]).sum() < 0.02 * confusions[0].sum()
 
 
+def test_as_many_pictures_as_from_one_process(runs):
+    alone, together, _ = runs
+    assert [len(list((w / "overlays").iterdir())) for w in (alone, together)] == [2, 2]
+
+
 def test_checkpoint_of_two_processes_is_resumed_by_one(runs):
     _, together, _ = runs
     output = finish(start(together, 1, 1, "--config.num_steps=4", "--config.eval.every_steps=4"))[0]
     assert "at step 3 of 4" in output
     assert list(losses(together)) == [1, 2, 3, 4]
+
+
+def test_a_signal_between_joining_and_training_ends_the_process():
+    code = """
+import os, signal, sys, time
+from absl import flags
+from rtseg_jax import main
+flags.FLAGS(sys.argv)
+main._join()
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(5)
+"""
+    joined = ["--num_processes=1", "--process_id=0", f"--coordinator=127.0.0.1:{free_port()}"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "--distributed", *joined], env=environment, timeout=100
+    )
+    assert ended.returncode == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(
