@@ -36,6 +36,8 @@ from rtseg_jax import (
 )
 from rtseg_jax.data import pipeline
 
+# So many steps wait for the device at most. Of some hundred, over several CPU devices, XLA's collectives never end.
+IN_FLIGHT = 16
 SKIPS = 50  # so many steps in a row are skipped by nonfinite="skip" before the run stops after all
 
 
@@ -150,6 +152,8 @@ def _train_and_evaluate(
             )
             state, logged = train_step_for(crop)(state, frames, indices)
             window.append(logged)
+            if len(window) > IN_FLIGHT:
+                jax.block_until_ready(window[-1 - IN_FLIGHT])
             evaluating = done % eval_every == 0 or done == total_steps
             logging = done % config.log_every == 0
             # Several processes must stop at one step, and ask each other at those that they log.
@@ -183,6 +187,8 @@ def _train_and_evaluate(
     # The report, of the best checkpoint
     with checkpoint.open_manager(workdir, read_only=True) as manager:
         best = manager.best_step()
+        if best is None:  # none was evaluated: the run had been longer, and was stopped before
+            best = manager.latest_step()
         variables = checkpoint.restore_variables(manager, best, mesh.replicated(devices))
     confusion, maps = score(variables)
     scores = metrics.scores(confusion)
@@ -493,7 +499,10 @@ def _evaluator(
         std=config.augment.std,
         size=config.eval.size,
     )
-    shown = evaluate.spread(len(dataset), config.eval.overlays)
+    # The first process writes the pictures: of images that it has itself.
+    own = batch_size // jax.process_count()
+    near = [i for i in range(len(dataset)) if i % batch_size < own]
+    shown = frozenset(near[i] for i in evaluate.spread(len(near), config.eval.overlays))
 
     def score(variables):
         def eval_step(*batch):

@@ -141,6 +141,45 @@ def test_one_device_equals_four(tmp_path, monkeypatch):
     assert compared > 100
 
 
+def test_few_steps_wait_for_the_devices(tmp_path, monkeypatch):
+    """Though nothing is logged: over several CPU devices too many at once never end."""
+    begun, ended = [], set()
+    make, wait = train.make_train_step, jax.block_until_ready
+
+    def counted(*arguments):
+        step = make(*arguments)
+
+        def count(*batch):
+            state, logged = step(*batch)
+            begun.append(id(logged))
+            assert len(begun) - len(ended) <= train.IN_FLIGHT + 1
+            kept.append(logged)
+            return state, logged
+
+        return count
+
+    def waited(logged):
+        ended.update(begun[: begun.index(id(logged)) + 1])
+        return wait(logged)
+
+    kept = []  # an id is one object's as long as it lives
+    monkeypatch.setattr(train, "IN_FLIGHT", 2)
+    monkeypatch.setattr(train, "make_train_step", counted)
+    monkeypatch.setattr(jax, "block_until_ready", waited)
+    config = tiny(num_steps=7, log_every=7, eval__every_steps=7)
+    train.train_and_evaluate(config, str(tmp_path / "run"))
+    assert len(begun) == 7 and len(ended) == 5
+
+
+def test_a_run_cut_short_before_it_was_evaluated_reports_what_it_has(tmp_path, capsys):
+    config = {"num_steps": 4, "eval__every_steps": 4, "log_every": 1}
+    with stopped_at(2):
+        train.train_and_evaluate(tiny(**config), str(tmp_path / "run"))
+    result = train.train_and_evaluate(tiny(**config | {"num_steps": 1}), str(tmp_path / "run"))
+    assert result["step"] == 2
+    assert "mIoU" in capsys.readouterr().out
+
+
 def test_stage_two_begins_with_stage_one(four_steps, tmp_path, capsys):
     """EACNet's second stage: backbone and classifier come from the first, the attention is fresh."""
     first = tmp_path / "first"
