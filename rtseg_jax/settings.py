@@ -184,7 +184,9 @@ def write(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
         before, now = (_flat(json.loads(t)) for t in (path.read_text(), text))
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         print(f"config changed since this run began: {', '.join(changed)}")
-    path.write_text(text)
+    new = path.with_suffix(".json.new")  # a kill, or a full disk, leaves the one that there is
+    new.write_text(text)
+    new.replace(path)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -254,6 +256,10 @@ _ALLOWED = {
     "loss.class_weights": ("None, or numbers of 0 or more", _maybe(_each(_number(0)))),
     "loss.threshold": ("a number in (0, 1]", _number(0, 1.0, above=True)),
     "loss.min_kept": ("a number in [0, 1]", _SHARE),
+    "loss.pixel_counts": (
+        "labelled pixels of each class, 1 or more; check_data prints them",
+        _each(_COUNT),
+    ),
     "model.name": ("the name of a network", lambda v: isinstance(v, str)),
     "input.max_bad": ("0 or more", _whole(0)),
     "input.num_train": ("None, or 1 or more", _maybe(_COUNT)),
@@ -388,8 +394,9 @@ def _keep_freed_memory(many_threads: bool) -> None:
     By default it gives a block as large as a program's temporaries back to the system, and each call pays the page
     faults of all of it anew. What is kept is fragmented, up to some four blocks: none above an eighth of the memory.
 
-    Only the main thread's arena has room for large blocks. So programs run in the thread that calls them; or, with many
-    of those, all threads share that arena, which then is full of what the compiler left: it is a quarter slower.
+    Only the main thread's arena has room for large blocks. So programs of one device run in the thread that calls them;
+    or, with many of those, all threads share that arena, which then is full of what the compiler left: it is a quarter
+    slower.
     """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, ValueError):  # no container, or "max"
