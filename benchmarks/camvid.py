@@ -153,11 +153,14 @@ CLAIMS = (
     ("EACNet, Table 1", "eacnet_erfnet", "eacnet_erfnet_control"),
     ("EACNet, Table 1", "eacnet_erfnet", "eacnet_erfnet_alone"),
     ("EACNet, Table 1", "eacnet_erfnet_nonlocal", "eacnet_erfnet"),
-    ("CARNet, Fig. 9", "carnet:modules=1", "carnet:modules=0"),
-    ("CARNet, Fig. 9", "carnet:modules=4", "carnet:modules=1"),
+    ("CARNet, Fig. 8", "carnet:modules=1", "carnet:modules=0"),
+    ("CARNet, Fig. 8", "carnet:modules=4", "carnet:modules=1"),
     ("CARNet, Table 5", "carnet:scloss=bce", "carnet:modules=4"),
     ("CARNet, Table 5", "carnet:crp", "carnet:scloss=bce"),
-    *(("AFFNet, Table IV", "affnet:loss=owfl+cel", f"affnet:loss={n}") for n in list(_LOSSES)[1:]),
+    *(
+        ("AFFNet, Section III-C", "affnet:loss=owfl+cel", f"affnet:loss={n}")
+        for n in list(_LOSSES)[1:]
+    ),
     *(
         ("ASAP, Table II", "asap:fusion=ffdn", f"asap:fusion={n}")
         for n in ("ln", "in", "general", "none")

@@ -11,7 +11,8 @@ Arguments, any of each kind, separated by commas (the first is the default):
                smoke
 
 Not a paper's: Adam, poly 0.9 after a warm-up, averaged weights, scales drawn log-uniformly from 0.5 to 2, flips and a
-jitter of brightness, contrast and saturation. EACNet's networks and Fast-SCNN are trained with weighted cross-entropy.
+jitter of brightness, contrast and saturation. The loss is that of the network's paper, if that is not cross-entropy;
+cross-entropy is weighted as in configs/eacnet.py.
 """
 
 import ml_collections
@@ -35,6 +36,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config.ema_decay = 0.999
     config.augment.crop = (360, 480)
     config.augment.scale_range = (0.5, 2.0)
+    config.augment.scale_law = "log_uniform"
     config.augment.jitter = (0.3, 0.3, 0.3)
     config.augment.mean = eacnet.CAMVID_MEAN
     config.augment.std = (60.0, 60.0, 60.0)

@@ -9,8 +9,9 @@ Arguments, any of each kind, separated by commas (the first is the default):
     length     full | smoke
 
 The paper says SGD, momentum 0.9, weight decay 1e-5, batch 6, 300 epochs, random flips and scales from 0.5 to 2; the
-trunk's rate is a tenth of the decoder's (5e-3 on NYUDv2, 1e-2 elsewhere); crops of 500, 580 and 800 pixels. Readings,
-where light-weight RefineNet, whose decoder this is, did the same as far as it is known:
+trunk's rate is a tenth of the decoder's (5e-3 on NYUDv2, 1e-2 elsewhere); crops of 500, 580 and 800 pixels. Readings
+(light-weight RefineNet, whose decoder this is, forgot its momentum every 100 epochs, scaled images with a cubic, and
+padded all around; the scales are its):
   * the rate is constant for 100 epochs, then halved (NYUDv2), or reduced *to* one fifth ("by one-fifth"; the literal
     0.8 would be --config.optim.schedule.decay=0.8). Weight decay acts on all parameters, momentum is never reset;
   * "until the accuracy stops improving" is: evaluate every 5 epochs and keep the best. On NYUDv2 that chooses by the

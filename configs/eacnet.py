@@ -13,7 +13,8 @@ Arguments, any of each kind, separated by commas (the first is the default):
 The paper says "hierarchical", the crop (512x1024), the scales and OHEM; it refers to "the original network settings"
 for the rest. Readings, each as the authors' public code has it unless another source is named:
   * Cityscapes: 400 epochs of Adam 5e-4 on ERFNet, 1000 of SGD 4.5e-2 on DABNet; batch 8; L2 1e-4 on all parameters;
-  * the poly rate falls once an epoch on ERFNet, every step on DABNet (there after 500 steps of warm-up from 1/3);
+  * the poly rate falls once an epoch on ERFNet (in their code one epoch later), every step on DABNet (there after 500
+    steps of warm-up from 1/3);
   * OHEM: threshold 0.7, at least 1/16 of the pixels, fixed class weights;
   * CamVid: 1000 epochs of Adam 1e-3 (DABNet's README), batch 16, L2 2e-4, crops of the whole 360x480, cross-entropy
     weighted with 1 / ln(1.10 + p), p measured on the 367 training labels (void not counted);

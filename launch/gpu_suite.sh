@@ -2,7 +2,7 @@
 # What one GPU shows in parts of less than nine minutes, on a machine without network, TensorFlow or ml_collections.
 #
 #   launch/gpu_suite.sh tests              the networks, operations and frozen programs, tested on the GPU
-#   launch/gpu_suite.sh ops                every operation in every form; sets of XLA flags on two networks
+#   launch/gpu_suite.sh ops                every operation in every form; sets of XLA flags on one network
 #   launch/gpu_suite.sh bench NET...       ours against PyTorch, inference and training; one network fills a part
 #   launch/gpu_suite.sh camvid CONFIG      trains, e.g. eacnet:dabnet,camvid; the set is $CAMVID, see pack_camvid.py
 #   launch/gpu_suite.sh recipes REGEX [SEEDS [AT_ONCE]]   of benchmarks/camvid.py, e.g. '^best:eacnet_dabnet' 0,1,2 3
