@@ -220,6 +220,12 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
+def best_or_latest(manager: ocp.CheckpointManager) -> int | None:
+    """The step with the best mIoU, or the latest one where none was evaluated; None where there is no checkpoint."""
+    best = manager.best_step()
+    return manager.latest_step() if best is None else best
+
+
 def restore(manager: ocp.CheckpointManager, template: Any, step: int | None = None) -> Any:
     """Reads the state of a step into the template's structure, dtypes and shardings.
 

@@ -155,10 +155,10 @@ def load_run(workdir: pathlib.Path, which: str = "best") -> tuple[ConfigDict, An
             f"{workdir} holds no {checkpoint.FOLDER}/; train with that workdir first"
         )
     with checkpoint.open_manager(workdir, read_only=True) as manager:
-        best, latest, steps = manager.best_step(), manager.latest_step(), manager.all_steps()
+        latest, steps = manager.latest_step(), manager.all_steps()
         if latest is None:
             raise FileNotFoundError(f"{workdir / checkpoint.FOLDER} holds no checkpoint yet")
-        named = {"best": latest if best is None else best, "latest": latest}
+        named = {"best": checkpoint.best_or_latest(manager), "latest": latest}
         at = named.get(which, int(which) if which.isdigit() else None)
         if at not in steps:
             raise ValueError(

@@ -186,9 +186,9 @@ def _train_and_evaluate(
 
     # The report, of the best checkpoint
     with checkpoint.open_manager(workdir, read_only=True) as manager:
-        best = manager.best_step()
-        if best is None:  # none was evaluated: the run had been longer, and was stopped before
-            best = manager.latest_step()
+        best = checkpoint.best_or_latest(
+            manager
+        )  # latest: a longer run, cut short before it was evaluated
         variables = checkpoint.restore_variables(manager, best, mesh.replicated(devices))
     confusion, maps = score(variables)
     scores = metrics.scores(confusion)
