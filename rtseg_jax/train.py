@@ -186,9 +186,8 @@ def _train_and_evaluate(
 
     # The report, of the best checkpoint
     with checkpoint.open_manager(workdir, read_only=True) as manager:
-        best = checkpoint.best_or_latest(
-            manager
-        )  # latest: a longer run, cut short before it was evaluated
+        # The latest, if the run had been longer and was stopped before it was evaluated.
+        best = checkpoint.best_or_latest(manager)
         variables = checkpoint.restore_variables(manager, best, mesh.replicated(devices))
     confusion, maps = score(variables)
     scores = metrics.scores(confusion)
