@@ -77,7 +77,7 @@ def _train_and_evaluate(
     # Data
     any_size = config.input.patches or config.input.canvas or config.batch_size == 1
     train_set = data.load(
-        **settings.dataset_arguments(config, config.input.train_split),
+        **settings.dataset_arguments(config, config.input.train_split, training=True),
         canvas=config.input.canvas,
         tolerate=functools.partial(
             data.spec.tolerant, allowed=config.input.max_bad, one_size=not any_size, say=logs.say
@@ -479,14 +479,21 @@ def _evaluator(
     num_classes = dataset.table.num_classes
     # The last batch is padded and masked, so a batch may be of any size; here, of a multiple of the devices.
     batch_size = -(-config.eval.batch_size // devices.devices.size) * devices.devices.size
+    # One at a time may be of any size, so on several devices those of exactly one size share a batch.
+    multiple = config.eval.multiple or int(config.eval.batch_size == 1 < batch_size)
+    # The first process writes the pictures: of images that it has itself.
+    own = batch_size // jax.process_count()
+    near = [i for i in range(len(dataset)) if multiple or i % batch_size < own]
+    shown = frozenset(near[i] for i in evaluate.spread(len(near), config.eval.overlays))
     # A small set is decoded once; a streamed one is read again for every evaluation.
     batches = functools.partial(
         pipeline.eval_batches,
         dataset,
         batch_size,
-        multiple=config.eval.multiple,
+        multiple=multiple,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        wanted=shown,
     )
     if config.input.mode == "resident":
         batches = functools.partial(iter, list(batches()))
@@ -498,10 +505,6 @@ def _evaluator(
         std=config.augment.std,
         size=config.eval.size,
     )
-    # The first process writes the pictures: of images that it has itself.
-    own = batch_size // jax.process_count()
-    near = [i for i in range(len(dataset)) if i % batch_size < own]
-    shown = frozenset(near[i] for i in evaluate.spread(len(near), config.eval.overlays))
 
     def score(variables):
         def eval_step(*batch):

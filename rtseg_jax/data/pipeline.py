@@ -392,6 +392,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_workers: int | None = None,
+    wanted: frozenset[int] = frozenset(),
 ) -> Iterator[tuple[Images, Labels, Bool[np.ndarray, " b"], Indices]]:
     """Every example once and in order, decoded ahead of the device, without tensorflow.
 
@@ -402,8 +403,10 @@ def eval_batches(
             it in pixels, the image with its own last row and column, the label with 255. Those of one padded size
             form batches, in the order in which these fill, so that few sizes are compiled.
         process_index: This process; processes take contiguous parts of each global batch.
-        process_count: Number of processes; all of them get equally many batches.
+        process_count: Number of processes; all of them get equally many batches. With `multiple` each decodes all
+            examples, as their sizes say what the batches are.
         num_workers: Loading threads; None for as many as there are CPU cores.
+        wanted: With `multiple`, examples that the first process is to have as far as its parts have room.
 
     Returns:
         An iterator over (images, labels, mask, indices). Where mask is False the example is padding:
@@ -411,13 +414,12 @@ def eval_batches(
 
     Raises:
         DataError: a file is not what it should be, or differs in size from its batch (while iterating).
-        ValueError: the processes cannot share the batch evenly, or there are several with `multiple`.
+        ValueError: the processes cannot share the batch evenly.
     """
     part = _local_slice(batch_size, process_index, process_count)
     if multiple:
-        if process_count > 1:
-            raise ValueError("images of many sizes cannot be shared by processes; evaluate in one")
-        return _eval_batches_by_size(dataset, batch_size, multiple, num_workers)
+        batches = _eval_batches_by_size(dataset, batch_size, multiple, num_workers, wanted)
+        return (tuple(array[part] for array in batch) for batch in batches)
     return _eval_batches(dataset, batch_size, part, num_workers)
 
 
@@ -448,7 +450,11 @@ def _eval_batches(
 
 
 def _eval_batches_by_size(
-    dataset: Dataset, batch_size: int, multiple: int, num_workers: int | None
+    dataset: Dataset,
+    batch_size: int,
+    multiple: int,
+    num_workers: int | None,
+    wanted: frozenset[int],
 ) -> Iterator[tuple[Images, Labels, Bool[np.ndarray, " b"], Indices]]:
     waiting: dict[tuple[int, int], list[tuple[int, np.ndarray, np.ndarray]]] = {}
     examples = _load_in_order(dataset, range(len(dataset)), num_workers)
@@ -460,16 +466,17 @@ def _eval_batches_by_size(
             label = np.pad(label, room, constant_values=IGNORE)
             waiting.setdefault(size, []).append((i, image, label))
             if len(waiting[size]) == batch_size:
-                yield _padded_batch(waiting.pop(size), batch_size)
+                yield _padded_batch(waiting.pop(size), batch_size, wanted)
         for group in waiting.values():
-            yield _padded_batch(group, batch_size)
+            yield _padded_batch(group, batch_size, wanted)
 
 
 def _padded_batch(
-    group: list[tuple[int, np.ndarray, np.ndarray]], batch_size: int
+    group: list[tuple[int, np.ndarray, np.ndarray]], batch_size: int, wanted: frozenset[int]
 ) -> tuple[Images, Labels, Bool[np.ndarray, " b"], Indices]:
-    """A batch of examples of one size, the rest masked."""
+    """A batch of examples of one size, the wanted ones first, the rest masked."""
     size = group[0][2].shape
+    group = sorted(group, key=lambda example: example[0] not in wanted)
     images = np.zeros((batch_size, *size, 3), np.uint8)
     labels = np.full((batch_size, *size), IGNORE, np.uint8)
     indices = np.full(batch_size, -1, np.int32)

@@ -105,9 +105,24 @@ def test_evaluation_pads_to_few_sizes(batch_size):
     assert {s[1:3] for s in shapes} == {(6, 12), (12, 6), (24, 12), (12, 12)}
 
 
-def test_evaluation_of_many_sizes_is_of_one_process():
-    with pytest.raises(ValueError, match="cannot be shared by processes; evaluate in one"):
-        pipeline.eval_batches(DATASET, 2, multiple=6, process_index=0, process_count=2)
+def test_processes_share_batches_of_many_sizes():
+    whole = list(pipeline.eval_batches(DATASET, 4, multiple=6))
+    parts = [
+        list(pipeline.eval_batches(DATASET, 4, multiple=6, process_index=p, process_count=2))
+        for p in range(2)
+    ]
+    for batch, *shared in zip(whole, *parts, strict=True):
+        for array, *pieces in zip(batch, *shared, strict=True):
+            np.testing.assert_array_equal(array, np.concatenate(pieces))
+            assert {len(piece) for piece in pieces} == {2}
+
+
+@pytest.mark.parametrize("wanted", [{3}, {4}, {1, 4}])
+def test_the_first_process_gets_the_images_that_are_to_be_drawn(wanted):
+    batches = pipeline.eval_batches(
+        DATASET, 4, multiple=24, process_count=2, wanted=frozenset(wanted)
+    )
+    assert wanted <= {int(i) for *_, indices in batches for i in indices}
 
 
 def test_what_to_do_about_sizes_is_said():
@@ -205,6 +220,23 @@ def test_a_config_of_before_the_keys_of_annotations(tmp_path):
     assert len(data.load(**settings.dataset_arguments(config, "train"))) == 8
 
 
+def test_what_is_evaluated_are_whole_frames_of_the_files(tmp_path):
+    """Also of the split that was trained on, in patches or on a canvas, from a packed copy."""
+    make_folder(tmp_path / "data")
+    config = settings.load("dabnet:camvid")
+    with config.unlocked():
+        config.input.update({"root": str(tmp_path / "data"), "cache": str(tmp_path / "cache")})
+        config.input.update({**FOLDER, "patches": (1, 2, 8, 8)})
+        config.eval.multiple = 32
+    whole = data.load(**settings.dataset_arguments(config, "train"))
+    trained = data.load(
+        **settings.dataset_arguments(config, "train", training=True), canvas=config.input.canvas
+    )
+    assert (
+        len(trained) == 2 * len(whole) and len({x.shape for _, x in map(whole.load, (0, 1))}) == 2
+    )
+
+
 FOLDER = {
     "dataset": "folder",
     "label_map": ((10, 0), (11, 1), (12, 2)),
@@ -214,20 +246,22 @@ FOLDER = {
 
 
 @pytest.mark.parametrize(
-    ("name", "make", "given", "multiple", "classes"),
+    ("name", "make", "given", "evaluation", "classes"),
     [
-        ("carnet:mobilenet,nyuv2,bs", make_nyuv2, {}, 0, 40),
-        ("dabnet:camvid", make_folder, FOLDER, 32, 3),
+        ("carnet:mobilenet,nyuv2,bs", make_nyuv2, {}, {"multiple": 0}, 40),
+        ("dabnet:camvid", make_folder, FOLDER, {"multiple": 32}, 3),
+        # On four devices, too.
+        ("dabnet:camvid", make_folder, FOLDER, {"multiple": 0, "batch_size": 1}, 3),
     ],
 )
-def test_two_steps_and_an_evaluation(tmp_path, name, make, given, multiple, classes):
+def test_two_steps_and_an_evaluation(tmp_path, name, make, given, evaluation, classes):
     make(tmp_path / "data")
     config = settings.load(name)
     with config.unlocked():
         config.input.update({"root": str(tmp_path / "data"), "mode": "resident", **given})
         config.update({"num_steps": 2, "batch_size": 4, "log_every": 1})
         config.augment.crop = (32, 64)
-        config.eval.multiple = multiple
+        config.eval.update(evaluation)
         config.loss.update({"class_weights": None} if "class_weights" in config.loss else {})
     result = train.train_and_evaluate(config.lock(), str(tmp_path / "run"))
     assert result["step"] == 2
