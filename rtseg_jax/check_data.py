@@ -264,7 +264,8 @@ def survey_split(config: ConfigDict, split: str) -> tuple[Survey | None, list[st
     Raises:
         ValueError: the config names no such data set or split.
     """
-    arguments = settings.dataset_arguments(config, split)
+    in_training = split == config.input.train_split
+    arguments = settings.dataset_arguments(config, split, training=in_training)
     patches = arguments["patches"]
     with spec.noting_missing() as missing:
         try:
@@ -278,7 +279,6 @@ def survey_split(config: ConfigDict, split: str) -> tuple[Survey | None, list[st
     survey = read(dataset, patches)
     print(f"{survey.title}: {len(dataset)} pairs, {_sizes(survey) or 'none can be used'}")
     problems = [*missing, *survey.problems]
-    in_training = split == config.input.train_split
     if in_training:
         any_size = bool(patches or config.input.canvas)
         resident, together = config.input.mode == "resident", config.batch_size
@@ -306,6 +306,7 @@ def check(config: ConfigDict, output: pathlib.Path) -> list[str]:
     Raises:
         ValueError: the config names no such data set or split.
     """
+    settings.check(config, "input.")  # others may wait for what is printed here
     names = config.input.train_split, config.input.eval_split
     found = {split: survey_split(config, split) for split in dict.fromkeys(names)}
     problems = [line for _, lines in found.values() for line in lines]
@@ -318,7 +319,10 @@ def check(config: ConfigDict, output: pathlib.Path) -> list[str]:
         problems += duplicates(train, held_out)
     if held_out and held_out.examples and (absent := held_out.pixel_counts.count(0)):
         k = held_out.dataset.table.num_classes
-        print(f"note: the mIoU on {names[1]} averages the {k - absent} of {k} classes that occur")
+        print(
+            f"note: {k - absent} of {k} classes occur in {names[1]}; one that does not counts as 0 in the mIoU"
+            " if it is predicted there, else not at all"
+        )
 
     usable = [survey for survey, _ in found.values() if survey and survey.examples]
     if usable:

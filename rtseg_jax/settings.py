@@ -213,6 +213,11 @@ def read(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(restore(json.loads(path.read_text()))).lock()
 
 
+def path(given: str | os.PathLike[str]) -> pathlib.Path:
+    """What a user's flag names, absolute; a shell leaves the ~ of --workdir=~/run to the program."""
+    return pathlib.Path(os.path.abspath(os.path.expanduser(given)))
+
+
 def _number(
     low: int, high: float = sys.float_info.max, *, above: bool = False
 ) -> Callable[[Any], bool]:
@@ -265,6 +270,16 @@ _ALLOWED = {
     "input.num_train": ("None, or 1 or more", _maybe(_COUNT)),
     "input.num_eval": ("None, or 1 or more", _maybe(_COUNT)),
     "input.mode": ("resident or streaming", lambda v: v in ("resident", "streaming")),
+    "input.size": ("None, or (h, w) in pixels", _maybe(_SIZE)),
+    "input.canvas": ("None, or (h, w) in pixels", _maybe(_SIZE)),
+    "input.patches": (
+        "None, or (rows, columns, h, w) with h and w in pixels",
+        _maybe(_each(_COUNT, 4)),
+    ),
+    "input.label_map": (
+        "((raw value, class), ...)",
+        lambda v: all(_each(_whole(0, 255), 2)(pair) for pair in v),
+    ),
     "augment.crop": ("(h, w) in pixels", _SIZE),
     "augment.crop_schedule": (
         "((until a fraction of the run, (h, w)), ...)",
@@ -308,15 +323,19 @@ _ALLOWED = {
 }
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: ml_collections.ConfigDict, part: str = "") -> None:
     """Refuses what no run could be made with.
+
+    Args:
+        config: Of a run.
+        part: What the keys that are looked at begin with, such as "input."; all of them by default.
 
     Raises:
         ValueError: the first impossible value, and what is allowed.
     """
     known = set(keys(config))
     for key, (allowed, fits) in _ALLOWED.items():
-        if key not in known:  # a loss of its own options
+        if key not in known or not key.startswith(part):  # a loss has its own options
             continue
         value = get(config, key)
         try:
@@ -341,8 +360,10 @@ def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {**config.model.options.to_dict(), "dtype": jnp.dtype(config.dtype)}
 
 
-def dataset_arguments(config: ml_collections.ConfigDict, split: str) -> dict[str, Any]:
-    """The arguments of data.load for a split."""
+def dataset_arguments(
+    config: ml_collections.ConfigDict, split: str, *, training: bool = False
+) -> dict[str, Any]:
+    """The arguments of data.load for a split: whole frames, or what is trained on."""
     given = config.input
     return {
         "name": given.dataset,
@@ -355,11 +376,9 @@ def dataset_arguments(config: ml_collections.ConfigDict, split: str) -> dict[str
             if k in given
         },
         # Frames that are evaluated at their own sizes cannot be packed.
-        "cache": ""
-        if split != given.train_split and config.eval.get("multiple", 0)
-        else given.get("cache", ""),
+        "cache": "" if config.eval.get("multiple", 0) and not training else given.get("cache", ""),
         "size": given.size,
-        "patches": given.patches if split == given.train_split else None,
+        "patches": given.patches if training else None,
         "seed": config.seed,
         "num_examples": given.num_train if split == given.train_split else given.num_eval,
     }

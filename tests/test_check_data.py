@@ -303,7 +303,7 @@ def test_classes_that_never_occur(root, tmp_path, capsys):
         "camvid train: the class 'bicyclist' never occurs",
     ]
     text = capsys.readouterr().out
-    assert "note: the mIoU on val averages the 10 of 11 classes that occur" in text
+    assert "note: 10 of 11 classes occur in val; one that does not counts as 0 in the mIoU" in text
     assert "class_weights" not in text
     assert ["pole", "8.333", "-"] in [line.split() for line in text.splitlines()]
 
@@ -398,6 +398,9 @@ def test_program(root, tmp_path):
     assert result.stdout.endswith(expected)
     result = run()
     assert result.returncode == 1 and "error: give --config=FILE[:ARGUMENT]" in result.stderr
+    result = run(*given, "--config.input.canvas=1024")
+    assert result.returncode == 1, result.stdout
+    assert "--config.input.canvas=(1024,) is impossible; allowed: None, or (h, w)" in result.stderr
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
