@@ -133,7 +133,8 @@ def load(
 
     if tolerate is not None:
         dataset = tolerate(dataset)
-    arguments = {"name": name, "root": str(root), "annotation": annotation, "label_map": label_map}
+    arguments = {"name": name, "source": source, "annotation": annotation, "classes": classes}
+    arguments |= {"root": os.path.abspath(os.path.expanduser(root or "")), "label_map": label_map}
     arguments |= {"ignore": ignore, "size": size, "num_examples": num_examples}
     if name == "streets":
         arguments["seed"] = seed

@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,8 @@ def packed(
 ) -> Dataset:
     """The dataset, read from a packed copy in `folder`; where there is none that is up to date, it is made first.
 
-    Any number of processes may do this at once: each that finds no copy makes one, the first to be ready puts its
-    own in place, and all read that.
+    Any number of processes may do this at once: one makes the copy, the others wait for it. Where the file system
+    knows no locks each makes one, the first to be ready puts its own in place, and all read that.
 
     Args:
         dataset: All its examples must have one size.
@@ -78,7 +79,7 @@ def packed(
         "files": _stamps(paths),
     }
     # One place for each way to load; what has changed since takes the place of what was there.
-    identity = json.dumps([source["arguments"], [str(path) for path in paths]], sort_keys=True)
+    identity = json.dumps(source["arguments"], sort_keys=True)
     place = folder / "-".join(
         (dataset.table.name, dataset.split, hashlib.sha256(identity.encode()).hexdigest()[:12])
     )
@@ -87,8 +88,11 @@ def packed(
         ATTEMPTS
     ):  # a rival that finds an old copy may remove a new one that has just replaced it
         if copy is None:
-            _make(dataset, place, source, paths, num_workers)
-            copy = _open(dataset, place, source)
+            with _in_turn(place):
+                copy = _open(dataset, place, source)
+                if copy is None:
+                    _make(dataset, place, source, paths, num_workers)
+                    copy = _open(dataset, place, source)
     if copy is None:
         raise DataError(f"{place}: was packed but cannot be read back; check the disk")
     return copy
@@ -104,6 +108,15 @@ def _stamps(paths: Iterable[pathlib.Path]) -> list[list[Any]]:
         except OSError:  # whoever reads the file will say it better
             stamps.append([str(path)])
     return stamps
+
+
+@contextlib.contextmanager
+def _in_turn(place: pathlib.Path) -> Iterator[None]:
+    """Lets the processes that want to make a copy in one by one; the system lets go of the lock however one ends."""
+    with place.with_name(f".{place.name}.lock").open("a") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _checksum(image: np.ndarray, label: np.ndarray) -> int:

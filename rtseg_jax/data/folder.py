@@ -4,7 +4,8 @@
     ROOT/images/SPLIT/**/NAME.png       or .jpg, .jpeg
     ROOT/labels/SPLIT/**/NAME.png       8-bit PNG of class ids, grey or palette, or of the classes' colours
 
-Instead of the folders, ROOT/SPLIT.txt may list `image label` pairs, relative to ROOT.
+Instead of the folders, ROOT/SPLIT.txt may list `image label` pairs, relative to ROOT. Photos are turned as their EXIF
+orientation says, as viewers and `predict` do; labels are of the turned ones.
 """
 
 import dataclasses
@@ -189,7 +190,7 @@ def load(
         pair for part in ((split,) if whole else ("train", "val")) for pair in _pairs(base, part)
     ]
     names = spec.unique_names(image for image, _ in pairs)
-    dataset = spec.of_files(table, split, names, pairs, lut, hint)
+    dataset = spec.of_files(table, split, names, pairs, lut, hint, upright=True)
     return dataclasses.replace(dataset, files=(_classes_file(base, classes), *dataset.files))
 
 

@@ -4,13 +4,14 @@ import contextlib
 import contextvars
 import dataclasses
 import io
+import os
 import pathlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rtseg_jax.labels import IGNORE, OUTSIDE
 
@@ -357,12 +358,21 @@ def files(folder: pathlib.Path, *endings: str) -> dict[str, pathlib.Path]:
         *endings: What the names end in, small or capital letters.
     """
     found = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(_below(folder)):
         name = path.relative_to(folder).as_posix()
         ending = next((e for e in endings if name.lower().endswith(e.lower())), None)
         if ending and not path.name.startswith("."):  # ._* are what macOS leaves in archives
             found[name[: -len(ending)]] = path
     return found
+
+
+def _below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The files below a folder, also behind links to folders, unless one leads back up."""
+    for where, inner, names in os.walk(folder, followlinks=True):
+        here = pathlib.Path(where)
+        above = (real := here.resolve(), *real.parents)
+        inner[:] = [name for name in inner if (here / name).resolve() not in above]
+        yield from (here / name for name in names)
 
 
 _missing: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("missing", default=None)
@@ -449,6 +459,7 @@ def of_files(
     pairs: Sequence[Sequence[pathlib.Path]],
     lut: UInt8[np.ndarray, "256"] | Mapping[Color, int],
     hint: str,
+    upright: bool = False,
 ) -> Dataset:
     """A split of (image, label) files that are all read in one way.
 
@@ -459,13 +470,14 @@ def of_files(
         pairs: Their files.
         lut: As of `read_pair`.
         hint: As of `read_pair`.
+        upright: As of `read_image`.
     """
     return Dataset(
         table=table,
         split=split,
         names=names,
         size=None,
-        load=lambda i: read_pair(*pairs[i], lut, hint),
+        load=lambda i: read_pair(*pairs[i], lut, hint, upright),
         files=tuple(path for pair in pairs for path in pair),
     )
 
@@ -513,7 +525,9 @@ def unique_names(paths: Iterable[pathlib.Path]) -> tuple[str, ...]:
     return names
 
 
-def _decode(path: pathlib.Path | Encoded) -> tuple[Image.Image, tuple[int, int] | None]:
+def _decode(
+    path: pathlib.Path | Encoded, upright: bool = False
+) -> tuple[Image.Image, tuple[int, int] | None]:
     """Opens and decodes a file: the image, and (bit depth, colour type) from the header of a PNG."""
     try:
         data = path.read_bytes()
@@ -522,7 +536,10 @@ def _decode(path: pathlib.Path | Encoded) -> tuple[Image.Image, tuple[int, int] 
         with Image.open(io.BytesIO(data)) as image:
             image.verify()  # checks PNG checksums: without, a flipped bit can decode to other pixels
         image = Image.open(io.BytesIO(data))
+        png = (data[24], data[25]) if image.format == "PNG" else None
         image.load()
+        if upright:
+            image = ImageOps.exif_transpose(image)
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -533,16 +550,20 @@ def _decode(path: pathlib.Path | Encoded) -> tuple[Image.Image, tuple[int, int] 
             raise DataError(f"{path}: cannot be read ({system}); check the file") from error
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: truncated or corrupt ({reason}); copy it again") from error
-    return image, (data[24], data[25]) if image.format == "PNG" else None
+    return image, png
 
 
-def read_image(path: pathlib.Path | Encoded) -> Image3:
+def read_image(path: pathlib.Path | Encoded, upright: bool = False) -> Image3:
     """Reads an 8-bit image as RGB; grey, palette and RGBA images are converted.
+
+    Args:
+        path: The file.
+        upright: Whether to turn it as its EXIF orientation says, as viewers do; else the pixels are as they are stored.
 
     Raises:
         DataError: the file is missing, corrupt, or not such an image.
     """
-    image, png = _decode(path)
+    image, png = _decode(path, upright)
     if png and png[0] == 16:
         raise DataError(f"{path}: a 16-bit image; expects 8 bits per channel")
     if image.mode not in ("RGB", "RGBA", "L", "LA", "P"):
@@ -632,6 +653,7 @@ def read_pair(
     label_path: pathlib.Path | Encoded,
     lut: UInt8[np.ndarray, "256"] | Mapping[Color, int],
     hint: str = "",
+    upright: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads an image (uint8 [h,w,3]) and its label (uint8 [h,w], train ids or 255).
 
@@ -640,12 +662,13 @@ def read_pair(
         label_path: Of the label.
         lut: Raw value -> train id (see `read_label`), or RGB -> train id (see `read_color_label`).
         hint: What to do about a label that has other values.
+        upright: As of `read_image`.
 
     Raises:
         DataError: as `read_image` and the label's reader, or the two differ in size.
     """
     read = read_color_label if isinstance(lut, Mapping) else read_label
-    image, label = read_image(image_path), read(label_path, lut, hint)
+    image, label = read_image(image_path, upright), read(label_path, lut, hint)
     if image.shape[:2] != label.shape:
         (h, w), (lh, lw) = image.shape[:2], label.shape
         raise DataError(

@@ -1,5 +1,6 @@
 """A packed copy gives the same bytes, is made again when the files change, and survives rivals, damage and full disks."""
 
+import errno
 import hashlib
 import json
 import os
@@ -65,7 +66,7 @@ def folder(tmp_path):
 
 
 def copies(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 
 def assert_same(dataset, images=IMAGES, labels=LABELS):
@@ -131,6 +132,17 @@ def test_a_changed_file(files, folder):
     assert loads == N + 1 and copies(folder) == [copy]
     assert_same(after, labels=[*LABELS[:2], LABELS[3], *LABELS[3:]])
     assert_same(before)  # whoever reads the old copy goes on doing so
+
+
+def test_a_file_more_takes_the_place_of_the_copy_without_it(files, folder):
+    every = files.paths
+    files.paths = every[:1]
+    names = tuple(f"frame{i}" for i in range(N))
+    one = spec.Dataset(spec.TABLES["camvid"], "train", names[:1], None, files.dataset().load)
+    cache.packed(one, folder, files=every[0], arguments={})
+    files.paths = every
+    assert files.packed(folder)[1] == N + 1
+    assert len(copies(folder)) == 1
 
 
 def test_arguments_have_copies_of_their_own(files, folder):
@@ -294,9 +306,16 @@ def test_a_disk_that_fills(files, folder):
 # Several processes
 
 
-def test_rivals_in_one_process(files, folder):
-    """All have decoded everything before the first one is ready."""
-    together = threading.Barrier(3, timeout=30)
+@pytest.mark.parametrize("locks", [True, False])
+def test_rivals_in_one_process(files, folder, monkeypatch, locks):
+    """One decodes; where there are no locks, all have decoded everything before the first one is ready."""
+    together = threading.Barrier(1 if locks else 3, timeout=30)
+    if not locks:
+
+        def refuse(file, operation):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr(cache.fcntl, "flock", refuse)
     load, found = files.dataset().load, []
 
     def slow(i):
@@ -317,6 +336,7 @@ def test_rivals_in_one_process(files, folder):
     for thread in threads:
         thread.join()
     assert len(found) == 3 and len(copies(folder)) == 1
+    assert files.loads == (N + 1) * (1 if locks else 3)
     for dataset in found:
         assert_same(dataset)
 

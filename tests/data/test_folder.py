@@ -4,9 +4,9 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from rtseg_jax import data
+from rtseg_jax import data, predict
 from rtseg_jax.data import folder, spec
 
 SIZE = (6, 8)
@@ -51,7 +51,7 @@ def test_a_split(root):
 def test_the_seed_has_no_copies_of_its_own(root, tmp_path):
     for seed in (0, 1):
         data.load("folder", root=root, split="val", seed=seed, cache=str(tmp_path / "cache"))
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").glob("folder-*"))) == 1
 
 
 def test_trainval_is_train_then_val_unless_it_is_there(root):
@@ -64,6 +64,30 @@ def test_images_may_be_jpegs(root):
     (root / "images" / "train" / "b.png").unlink()
     save(root / "images" / "train" / "b.JPG", image_of(5))
     np.testing.assert_allclose(folder.load(root, "train").load(1)[0], 50, atol=1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_turned_as_viewers_and_predict_turn_them(root, orientation):
+    upright = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL.Image.Transpose by what EXIF says
+    stored = Image.fromarray(upright)
+    if orientation > 1:
+        stored = stored.transpose(undo[orientation])
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored.save(root / "images" / "val" / "v.png", exif=exif)
+    image, label = folder.load(root, "val").load(0)
+    np.testing.assert_array_equal(image, upright)
+    np.testing.assert_array_equal(predict.read_frame(root / "images" / "val" / "v.png"), upright)
+    np.testing.assert_array_equal(label, LABEL)
+
+
+def test_links_to_folders_are_followed(root, tmp_path):
+    for kind in ("images", "labels"):
+        other = save(tmp_path / "other disk" / kind / "deep" / "c.png", LABEL).parent.parent
+        (other / "deep" / "up").symlink_to(other)
+        (root / kind / "train" / "more").symlink_to(other)
+    assert folder.load(root, "train").names == ("train/a", "train/b", "deep/c", "north/a")
 
 
 @pytest.mark.parametrize("gap", ["\t", "   "])
