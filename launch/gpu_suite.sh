@@ -9,6 +9,7 @@
 #
 # Results go to $OUT (./out if unset), the table comes last. What benchmarks/gpu.jsonl has of this code is not measured
 # again: copy $OUT/gpu.jsonl over it between parts. TINY=1 shrinks everything to try the suite on a CPU.
+# Runs lie in $RUNS (./runs if unset): one that a part cut short has saved, and the same part goes on with it.
 #
 # camvid and recipes need ml_collections, and write TensorBoard events if there is tensorboardX. Carry both as wheels:
 #   pip download --no-deps -d launch/wheels ml_collections tensorboardX
@@ -16,7 +17,7 @@
 set -euo pipefail
 case ${1:-} in
   tests | ops | bench | camvid | recipes) ;;
-  *) sed -n '2,16s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
+  *) sed -n '2,17s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
 esac
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -24,6 +25,8 @@ OUT=$(mkdir -p "${OUT:-out}" && cd "${OUT:-out}" && pwd)
 TINY=${TINY:-}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+if [[ $TINY ]]; then RUNS=$scratch/runs; fi
+RUNS=${RUNS:-runs}
 
 wheels=${WHEELS:-launch/wheels}
 if compgen -G "$wheels/*.whl" > /dev/null; then
@@ -124,25 +127,26 @@ PYTHON
 }
 
 run_camvid() {
-  local config=${1:-eacnet:dabnet,camvid} seconds=500
+  local config=${1:-eacnet:dabnet,camvid} run status=0
+  run=$RUNS/${config//[^[:alnum:]]/_}
+  mkdir -p "$RUNS"
   unpack_camvid
-  # SIGTERM lets the run save and end with 0.
-  limit $seconds "$PYTHON" -m rtseg_jax.main --config="$config" --config.input.root="$scratch/camvid" \
-    --config.input.mode=resident --workdir="$scratch/run" "${tiny[@]}" | tee "$OUT/camvid.log"
-  if [[ -f $scratch/run/evaluation.json ]]; then
-    cp "$scratch/run"/{config.json,metrics.jsonl,evaluation.json} "$OUT/"
-    "$PYTHON" -m rtseg_jax.convert "$scratch/run" "$OUT/weights.msgpack"
-    "$PYTHON" -m rtseg_jax.evaluate --workdir="$scratch/run" --split=test --overlays=0 \
-      --output="$scratch/test"
-    cp "$scratch/test/evaluation.json" "$OUT/evaluation_test.json"
-  fi
+  # SIGTERM lets the run save.
+  limit 500 "$PYTHON" -m rtseg_jax.main --config="$config" --config.input.mode=resident \
+    --config.input.root="$scratch/camvid" --workdir="$run" "${tiny[@]}" | tee "$OUT/camvid.log" || status=$?
+  cp "$run"/{config.json,metrics.jsonl} "$OUT/"
+  if ((status)); then return "$status"; fi
+  cp "$run/evaluation.json" "$OUT/"
+  "$PYTHON" -m rtseg_jax.convert "$run" "$OUT/weights.msgpack"
+  "$PYTHON" -m rtseg_jax.evaluate --workdir="$run" --root="$scratch/camvid" --split=test --overlays=0 --output="$scratch/test"
+  cp "$scratch/test/evaluation.json" "$OUT/evaluation_test.json"
 }
 
 run_recipes() {
   local only=${1:?the names of recipes, as a regular expression} seeds=${2:-0,1,2} at_once=${3:-3} status=0
   unpack_camvid
   if [[ ! -f $OUT/camvid.jsonl ]]; then cp benchmarks/camvid.jsonl "$OUT/"; fi
-  limit 520 "$PYTHON" benchmarks/camvid.py run --root="$scratch/camvid" --runs="$scratch/runs" --only="$only" \
+  limit 520 "$PYTHON" benchmarks/camvid.py run --root="$scratch/camvid" --runs="$RUNS/recipes" --only="$only" \
     --seeds="$seeds" --parallel="$at_once" --output="$OUT/camvid.jsonl" -- "${tiny[@]}" || status=$?
   cat "$OUT/camvid.md"
   return "$status"

@@ -3,6 +3,7 @@
 #
 #   launch/multihost.sh node1 node2 -- --config=configs/asap.py:cityscapes --config.input.root=DIR --workdir=DIR
 #
+# The batch, 4 in this config, is that of all devices together and a multiple of their number.
 # The checkout and the workdir lie at the same path everywhere, on a shared disk. "localhost" is a process on this machine:
 # `localhost localhost` tries it out on a CPU. Ctrl-C stops all, which save first; where one fails, so do the others.
 # $PORT of the first machine must be free (12355), $PYTHON is the interpreter on each.
@@ -10,7 +11,7 @@ set -euo pipefail
 
 hosts=()
 while (($#)) && [[ $1 != -- ]]; do hosts+=("$1") && shift; done
-if ((${#hosts[@]} == 0 || $# < 2)); then sed -n '2,9s/^# \{0,1\}//p' "$0" >&2 && exit 2; fi
+if ((${#hosts[@]} == 0 || $# < 2)); then sed -n '2,10s/^# \{0,1\}//p' "$0" >&2 && exit 2; fi
 shift
 cd "$(dirname "$0")/.."
 common=("${PYTHON:-python}" -m rtseg_jax.main --distributed "--coordinator=${hosts[0]}:${PORT:-12355}")

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Trains on the GPUs of several nodes under SLURM, one process for each GPU, and goes on after a time limit or preemption:
 #
-#   sbatch --nodes=2 launch/slurm.sh --config=configs/asap.py:cityscapes --config.input.root=DIR --workdir=DIR
+#   sbatch --nodes=2 launch/slurm.sh --config=configs/asap.py:cityscapes --config.batch_size=16 \
+#     --config.optim.lr=0.01 --config.input.root=DIR --workdir=DIR
 #
+# The batch is that of all GPUs together, here of 16; the rate goes with it.
 # Three minutes before the end SLURM sends SIGTERM: the run saves, ends with 0, and the job is queued again, which goes
 # on from there, until the run has written its evaluation.json. Every argument is one of rtseg_jax.main. $PYTHON is the interpreter.
 #

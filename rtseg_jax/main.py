@@ -18,6 +18,13 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.", lower_bound=1)
+_STOPPED_EXIT_CODE = flags.DEFINE_integer(
+    "stopped_exit_code",
+    0,
+    "What a run ends with that a signal stopped and that saved; not 0 where a scheduler takes 0 for done.",
+    lower_bound=0,
+    upper_bound=255,
+)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
 
 
@@ -30,7 +37,9 @@ def main(argv: list[str]) -> None:
     settings.prepare_process()
     if _DISTRIBUTED.value:
         _join()
-    train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+    result = train.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+    if result["miou"] is None:
+        sys.exit(_STOPPED_EXIT_CODE.value)
 
 
 def _join() -> None:

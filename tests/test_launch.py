@@ -230,7 +230,13 @@ def test_manifests_start_the_program_with_its_flags():
     host, port = arguments["coordinator"].split(":")
     assert host == f"{name}-{workers['name']}-0-0.{name}"
     assert int(port) == container["ports"][0]["containerPort"]
-    assert settings.load(arguments["config"]).model.name == "asap"
+    config = settings.load(arguments["config"])
+    batch_size = int(arguments["config.batch_size"])
+    gpus = container["resources"]["limits"]["nvidia.com/gpu"] * spec["parallelism"]
+    assert batch_size % gpus == 0
+    assert float(arguments["config.optim.lr"]) / config.optim.lr == batch_size / config.batch_size
+    # A pod that was moved in time must not count as done.
+    assert int(arguments["stopped_exit_code"]) > 0
 
     task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
     assert flags_of(task["run"]) == main_flags - {"config"}

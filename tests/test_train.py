@@ -370,6 +370,27 @@ def test_a_run_whose_terminal_goes_is_saved(tmp_path):
     assert 2 <= step == log(tmp_path / "run")[-1]["step"] < 500
 
 
+STOPPED = """
+import sys
+from rtseg_jax import main, settings, train
+train.train_and_evaluate = lambda *_: {"step": 3, "miou": None if "stopped" in sys.argv[1] else 0.5}
+settings.run(main.main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        (["--workdir=stopped"], 0),
+        (["--workdir=stopped", "--stopped_exit_code=75"], 75),
+        (["--workdir=done", "--stopped_exit_code=75"], 0),
+    ],
+)
+def test_the_exit_code_says_what_a_scheduler_is_to_know(flags, code):
+    command = [sys.executable, "-c", STOPPED, *flags, "--config=fast_scnn:smoke"]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == code
+
+
 def test_a_relative_workdir_and_a_config_by_name_work_anywhere(tmp_path):
     result = program("--config=dabnet:smoke", "--workdir=run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
