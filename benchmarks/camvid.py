@@ -22,6 +22,7 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -232,20 +233,27 @@ def train(
     return {"experiment": name, "seed": seed, **read(workdir, shlex.join(flags))}
 
 
+_RUNNING: set[subprocess.Popen] = set()
+
+
 def _call(program: str, arguments: list[str], workdir: pathlib.Path) -> None:
     log = workdir.parent / f"{workdir.name}.log"
     with log.open("ab") as file:
         file.write(f"$ rtseg_jax.{program} {shlex.join(arguments)}\n".encode())
         file.flush()
-        done = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", f"rtseg_jax.{program}", *arguments],
             stdout=file,
             stderr=subprocess.STDOUT,
             cwd=HERE.parent,
             # Several runs share a GPU.
             env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ},
+            start_new_session=True,  # a signal comes once, from here; a second one would not let it save
         )
-    if done.returncode:
+    _RUNNING.add(process)
+    process.wait()
+    _RUNNING.discard(process)
+    if process.returncode:
         last = log.read_text(errors="replace").strip().splitlines()[-1]
         raise RuntimeError(f"{program} of {workdir.name}: {last} (see {log})")
 
@@ -273,18 +281,24 @@ def run_all(
         for name, seed in todo:
             trained[name, seed] = pool.submit(one, name, seed)
         names = {future: key for key, future in trained.items()}
-        for future in concurrent.futures.as_completed(names):
-            name, seed = names[future]
-            try:
-                record = future.result()
-            except RuntimeError as error:
-                failed += 1
-                print(f"{name}, seed {seed}: {error}", file=sys.stderr, flush=True)
-                continue
-            if (name, seed) not in there:
-                with lines.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
-            print(f"{name}, seed {seed}: test mIoU {percent(record['test_miou'])}", flush=True)
+        try:
+            for future in concurrent.futures.as_completed(names):
+                name, seed = names[future]
+                try:
+                    record = future.result()
+                except RuntimeError as error:
+                    failed += 1
+                    print(f"{name}, seed {seed}: {error}", file=sys.stderr, flush=True)
+                    continue
+                if (name, seed) not in there:
+                    with lines.open("a") as file:
+                        file.write(json.dumps(record) + "\n")
+                print(f"{name}, seed {seed}: test mIoU {percent(record['test_miou'])}", flush=True)
+        except KeyboardInterrupt:  # what waits never begins, what runs saves
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(_RUNNING):
+                process.terminate()
+            raise
     return failed
 
 
@@ -295,17 +309,16 @@ def read(workdir: pathlib.Path, command: str) -> Record:
         test = read_run(workdir, "evaluation_test").evaluation
     losses = [loss for _, loss in run.history["loss"]]
     pixels = [sum(row) for row in run.evaluation["confusion"]]
-    began, ended = (path.stat().st_mtime for path in (workdir / "params.txt", run.evaluated))
     return {
         "model": run.config.model.name,
         "command": command,
-        "date": datetime.date.fromtimestamp(ended).isoformat(),
+        "date": datetime.date.fromtimestamp(run.evaluated.stat().st_mtime).isoformat(),
         "device": _device(workdir),
         "steps": run.steps,
         "batch_size": run.config.batch_size,
         "train_split": run.config.input.train_split,
         "best_step": run.evaluation["step"],
-        "seconds": round(ended - began),
+        "seconds": run.seconds and round(run.seconds),
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "majority_val_miou": max(pixels) / sum(pixels) / len(pixels),
@@ -351,6 +364,11 @@ is the val mIoU of naming every pixel by the commonest class. Seconds are wall t
 def percent(value: float | None) -> str:
     """In percent, or a dash."""
     return "-" if value is None else f"{100 * value:.2f}"
+
+
+def duration(values: list[float | None]) -> str:
+    """The mean of seconds, or a dash where a run has no events to tell them."""
+    return "-" if None in values else f"{statistics.fmean(values):.0f}"
 
 
 def spread(values: list[float]) -> str:
@@ -402,7 +420,7 @@ def markdown(lines: list[Record]) -> str:
                     runs[0]["device"],
                     len(runs),
                     f"{runs[0]['steps']} x {runs[0]['batch_size']}",
-                    round(statistics.fmean(r["seconds"] for r in runs)),
+                    duration([r["seconds"] for r in runs]),
                     "-" if EXPERIMENTS[name].together else spread(values[name]["val"]),
                     f"**{spread(values[name]['test'])}**",
                 )
@@ -446,7 +464,7 @@ def markdown(lines: list[Record]) -> str:
                 tables.row(
                     r["model"],
                     f"{r['steps']} x {r['batch_size']}",
-                    r["seconds"],
+                    duration([r["seconds"]]),
                     f"{r['first_loss']:.2f} to {r['last_loss']:.2f}" if "first_loss" in r else "-",
                     percent(r.get("majority_val_miou")),
                     percent(r["val_miou"]) if r.get("train_split") != "trainval" else "-",
@@ -615,7 +633,12 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(str(error))
         given.runs.mkdir(parents=True, exist_ok=True)
         folders = given.root.absolute(), given.runs.absolute()
-        failed = run_all(todo, *folders, given.parallel, tuple(more), given.output)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            failed = run_all(todo, *folders, given.parallel, tuple(more), given.output)
+        except KeyboardInterrupt:
+            print("stopped: the same command goes on from here", file=sys.stderr)
+            failed = True
         write_tables(given.output)
         return 1 if failed else 0
     return 0

@@ -1,9 +1,15 @@
 """The CamVid experiments: each can be run, in an order that works, and the tables say what the runs say."""
 
 import json
+import os
+import pathlib
 import re
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +17,8 @@ from PIL import Image
 
 from benchmarks import camvid
 from rtseg_jax import losses, settings
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def test_every_experiment_is_a_command():
@@ -163,6 +171,54 @@ def test_an_experiment_from_the_folder_to_the_table(root, tmp_path, monkeypatch,
         camvid.main(["pictures", *options, *map(str, given)])
         with Image.open(sheet) as shown:
             assert shown.size[0] == (2 + len(given)) * 96
+
+
+STUB = """
+import sys, time
+from benchmarks import camvid
+begun = camvid.subprocess.Popen
+def start(command, **given):
+    return begun([sys.executable, "-c", {sleeper!r}, command[3]], **given)
+camvid.subprocess.Popen = start
+sys.exit(camvid.main(sys.argv[1:]))
+"""
+SLEEPER = """
+import pathlib, signal, sys, time
+def save(*_):
+    print("saved", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGINT, lambda *_: sys.exit(9))
+print("begun", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_driver_lets_its_runs_save_and_begins_no_others(tmp_path, number):
+    runs, lines = tmp_path / "runs", tmp_path / "lines.jsonl"
+    command = [sys.executable, "-c", STUB.format(sleeper=SLEEPER), "run", f"--root={tmp_path}"]
+    command += [
+        f"--runs={runs}",
+        f"--output={lines}",
+        "--seeds=0",
+        "--only=^carnet",
+        "--parallel=2",
+    ]
+    driver = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while sum(log.read_text().count("begun") for log in runs.glob("*.log")) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(driver.pid, number)
+    _, said = driver.communicate(timeout=30)
+    assert driver.returncode == 1 and "stopped: the same command goes on from here" in said
+    assert "Traceback" not in said
+    logs = [log.read_text() for log in runs.glob("*.log")]
+    assert len(logs) == 2 and all(log.endswith("begun\nsaved\n") for log in logs)
+    assert lines.with_suffix(".md").is_file()
 
 
 def test_a_failed_run_is_told_by_its_last_line(root, tmp_path, capsys):
