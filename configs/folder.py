@@ -5,7 +5,7 @@ are those of its paper. Arguments: any variant of models.VARIANTS, then full | s
 
     all frames of one size     nothing to set; crops of 512x512, padded where a frame is smaller
     frames of many sizes       --config.input.canvas=1024,1024 --config.eval.multiple=32
-    rare classes               --config.loss.class_weights=..., which check_data prints
+    rare classes               --config.loss.class_weights=..., which check_data prints (not for affnet and carnet_*)
     affnet                     needs --config.loss.pixel_counts=..., which check_data prints too
 """
 

@@ -385,10 +385,16 @@ def loss(
         The loss and its terms by name.
 
     Raises:
-        ValueError: not one count per class, a class without pixels, or an offset of 1 or less; unknown kind.
+        ValueError: not one count per class, a class without pixels, or an offset of 1 or less; unknown kind; weights
+            besides OWFL's own.
     """
     if kind != "owfl":
         return losses.segmentation_loss(outputs, batch, kind=kind, **others)
+    if others.get("class_weights") is not None:
+        raise ValueError(
+            f"class_weights={others['class_weights']} are not for kind 'owfl', which weighs classes by pixel_counts;"
+            " leave them out, or take kind 'cross_entropy' or 'ohem'"
+        )
     label = batch["label"]
     logits = losses.upsample_class_maps(outputs["logits"], label.shape[1:3])
     focal = losses.object_weighted_focal_loss(

@@ -277,6 +277,13 @@ def test_literal_loss(logits, label, expected):
     np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6)
 
 
+def test_weights_besides_owfls_are_refused():
+    outputs = {"logits": jnp.zeros((1, 1, 19, 19))}
+    batch = {"label": jnp.zeros((1, 1, 19), jnp.int32)}
+    with pytest.raises(ValueError, match="class_weights=.* are not for kind 'owfl'"):
+        affnet.loss(outputs, batch, **OPTIONS, class_weights=(1.0,) * 19)
+
+
 def scores(classes):
     rng = np.random.default_rng(5)
     label = rng.integers(0, classes, (2, 17, 23))
