@@ -338,13 +338,18 @@ def convert(
         checkpoint: Of a run: best, latest or a step.
 
     Raises:
-        ValueError: see load_torch; or variant and num_classes are missing.
-        FileNotFoundError: no such file.
+        ValueError: see load_torch; or variant and num_classes are missing; or a target that is a folder.
+        FileNotFoundError: no such file, or no folder for the target.
     """
     from flax import serialization
 
     from rtseg_jax import evaluate
 
+    source, target = map(os.path.expanduser, (source, target))
+    if os.path.isdir(target):
+        raise ValueError(f"{target} is a folder; give a file, as {os.path.join(target, 'net.pth')}")
+    if not os.path.isdir(folder := os.path.dirname(target) or "."):
+        raise FileNotFoundError(f"{folder}: no such folder; create it first")
     if pathlib.Path(source).is_dir():
         config, _, variables, at = evaluate.load_run(pathlib.Path(source).absolute(), checkpoint)
         described = f"{config.model.name}, step {at}"

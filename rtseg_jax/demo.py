@@ -136,7 +136,7 @@ class Prediction:
 def predictor(
     *,
     size: Pair | str | None = None,
-    max_pixels: int = predict.MAX_PIXELS,
+    max_pixels: int = evaluate.MAX_PIXELS,
     dtype: str = "float32",
 ) -> Callable[..., Prediction]:
     """A function (workdir, step, frame, calls=CALLS) -> Prediction that threads may call; they take turns.
@@ -153,14 +153,12 @@ def predictor(
     @functools.lru_cache(maxsize=KEPT)
     def prepared(workdir: pathlib.Path, step: int, h: int, w: int) -> tuple[Any, ...]:
         config = settings.read(workdir)
-        wanted, multiple = predict.resolution(config, size)
-        padded = h + -h % multiple, w + -w % multiple
-        seen = predict.seen_size(padded, wanted, max_pixels)
+        view = evaluate.view(config, size, max_pixels=max_pixels)
         classes, table = predict.classifier(
             workdir, which=str(step), size=size, max_pixels=max_pixels, dtype=dtype
         )
         classes(np.zeros((h, w, 3), np.uint8))
-        return classes, table, config.model.name, seen or padded
+        return classes, table, config.model.name, view.seen(view.given((h, w)))
 
     def predict_frame(
         workdir: pathlib.Path, step: int, frame: Image3, calls: int = CALLS
@@ -544,7 +542,7 @@ def main(argv: list[str]) -> None:
             signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         serve(
-            [pathlib.Path(os.path.abspath(os.path.expanduser(w))) for w in _FLAGS["workdir"].value],
+            [settings.path(workdir) for workdir in _FLAGS["workdir"].value],
             host=_FLAGS["host"].value,
             port=_FLAGS["port"].value,
             browser=_FLAGS["open"].value,
@@ -576,7 +574,7 @@ def _define_flags() -> dict[str, flags.FlagHolder]:
         ),
         "max_pixels": flags.DEFINE_integer(
             "max_pixels",
-            predict.MAX_PIXELS,
+            evaluate.MAX_PIXELS,
             "Larger frames are shrunk for the network.",
             lower_bound=1024,
         ),

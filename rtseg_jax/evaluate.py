@@ -8,9 +8,11 @@ With several scales, or the mirrored frame beside the frame itself, a pixel's cl
 softmax probabilities, each upsampled to the frame's size as logits.
 """
 
+import dataclasses
 import functools
+import itertools
 import json
-import os
+import math
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +31,8 @@ from rtseg_jax.data.spec import ClassTable, Dataset
 
 Pair = tuple[int, int]
 OWN = "own"  # as a size: each frame's own
+MAX_PIXELS = 1024 * 2048  # a frame of Cityscapes
+MIN_SIDE = 32  # the coarsest stride of the networks
 
 
 def evaluate(
@@ -182,6 +186,33 @@ def class_table(workdir: pathlib.Path, config: ConfigDict) -> ClassTable:
     return data.class_table(config.input.dataset)
 
 
+def check_classes(workdir: pathlib.Path, config: ConfigDict, dataset: Dataset) -> None:
+    """Refuses data whose classes are not those that a run's network was trained with, number by number.
+
+    Raises:
+        ValueError: they are not; the message names the first that differs.
+    """
+    ours, theirs = class_table(workdir, config).class_names, dataset.table.class_names
+    for number, (wanted, found) in enumerate(itertools.zip_longest(ours, theirs)):
+        if wanted != found:
+            wanted, found = ("missing" if n is None else f"'{n}'" for n in (wanted, found))
+            raise ValueError(
+                f"class {number} is {found} in the data and {wanted} in the run; give the data the list in "
+                f"{workdir / 'classes.json'}, in its order, or train with theirs"
+            )
+
+
+def check_folder(folder: pathlib.Path, flag: str) -> None:
+    """Refuses what cannot be made a folder, before the work whose results it is for.
+
+    Raises:
+        ValueError: it, or what it is to lie in, is a file.
+    """
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{there} is a file where a folder is to be; give another --{flag}")
+
+
 def parse_size(text: str) -> Pair | str:
     """Reads "512x1024" or "512,1024", (h, w) in pixels, or "own" for each frame's own size.
 
@@ -211,6 +242,62 @@ def parse_scales(texts: Sequence[str]) -> tuple[float, ...]:
             f"scales '{','.join(texts)}' are not different numbers above 0, as 0.5,1.0,1.5"
         )
     return scales
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What a run's network sees of frames of any size.
+
+    Attributes:
+        resized: (h, w) that a frame is brought to before the network's program, as the run's data were: by Pillow's
+            antialiased filter. None leaves it as it is.
+        size: (h, w) that the program resizes it to, bilinear; None as `seen` says.
+        multiple: Before the program it is padded to multiples of so many pixels; 1 for no padding.
+        max_pixels: The program shrinks frames of more that neither size is named for.
+    """
+
+    resized: Pair | None = None
+    size: Pair | None = None
+    multiple: int = 1
+    max_pixels: int = MAX_PIXELS
+
+    def given(self, frame: Pair) -> Pair:
+        """(h, w) in which a frame of (h, w) is given to the program; each of them is compiled for."""
+        h, w = self.resized or frame
+        return h + -h % self.multiple, w + -w % self.multiple
+
+    def seen(self, given: Pair) -> Pair:
+        """(h, w) that the network sees of what the program is given."""
+        if self.size is not None:
+            return self.size
+        if self.resized is not None:
+            return given
+        shrink = min(1.0, math.sqrt(self.max_pixels / math.prod(given)))
+        h, w = (max(MIN_SIDE, round(shrink * side)) for side in given)
+        return h, w
+
+
+def view(
+    config: ConfigDict,
+    size: Pair | str | None = None,
+    multiple: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> View:
+    """How frames come to a run's network.
+
+    Args:
+        config: Of the run.
+        size: (h, w) that it sees; OWN for the frames' own; None as the run was evaluated.
+        multiple: Pads to multiples of so many pixels, 0 or 1 never; None as the run was evaluated.
+        max_pixels: Larger frames are shrunk where no size is named.
+    """
+    named = config.eval.size if size is None else size
+    return View(
+        resized=config.input.size if size is None else None,
+        size=None if named == OWN else named,
+        multiple=max(1, config.eval.get("multiple", 0) if multiple is None else multiple),
+        max_pixels=max_pixels,
+    )
 
 
 def classifier(
@@ -306,8 +393,10 @@ def evaluate_run(
         official: Evaluates them with cityscapesscripts too; they are in output/submission unless `submit` says.
 
     Raises:
-        ValueError: a submission of another data set, or that does not pass the server's rules.
+        ValueError: data of other classes than the run's; a file where a folder is to be; or a submission of another
+            data set, or that does not pass the server's rules.
     """
+    check_folder(output, "output")
     config, model, variables, at = load_run(workdir, which)
     if root is not None:
         config.input.root = root
@@ -321,8 +410,9 @@ def evaluate_run(
         arguments.update(size=None, patches=None, num_examples=None)
     seen = None if seen == OWN else seen
     dataset = data.load(**arguments)
+    check_classes(workdir, config, dataset)
     if official:
-        submission.check_truths(pathlib.Path(config.input.root), split, dataset.names)
+        submission.check_truths(settings.path(config.input.root), split, dataset.names)
     classify = classifier(
         model,
         variables,
@@ -360,7 +450,7 @@ def evaluate_run(
     if submit is not None:
         _pack_submission(submit, dataset.names)
     if official:
-        facts["official"] = _official(submit, pathlib.Path(config.input.root), dataset)
+        facts["official"] = _official(submit, settings.path(config.input.root), dataset)
     result = write_report(output / "evaluation.json", confusion, dataset, **facts)
     write_overlays(output / "overlays", dataset, maps)
     if confusion.any():
@@ -388,6 +478,7 @@ def _check_submission(config: ConfigDict, arguments: dict[str, Any], folder: pat
             f"a submission is of cityscapes with its fine annotations; this run is of "
             f"{' '.join(filter(None, (config.input.dataset, arguments.get('annotation'))))}"
         )
+    check_folder(folder, "submission")
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; give a new folder for the submission")
 
@@ -424,24 +515,25 @@ def _official(folder: pathlib.Path, root: pathlib.Path, dataset: Dataset) -> dic
 
 def main(argv: list[str]) -> None:
     """Reads the flags and makes one call."""
-    del argv
+    if argv[1:]:
+        raise ValueError(f"unexpected argument '{argv[1]}'; lists have commas, as --scales=0.5,1.0")
     settings.prepare_process()
-    workdir = pathlib.Path(os.path.abspath(_FLAGS["workdir"].value))
+    workdir = settings.path(_FLAGS["workdir"].value)
     split = _FLAGS["split"].value
-    output = _FLAGS["output"].value or str(workdir / f"evaluation_{split}")
+    output = _FLAGS["output"].value or workdir / f"evaluation_{split}"
     size, submit = _FLAGS["size"].value, _FLAGS["submission"].value
     evaluate_run(
         workdir,
         split=split,
         which=_FLAGS["checkpoint"].value,
-        output=pathlib.Path(os.path.abspath(output)),
+        output=settings.path(output),
         batch_size=_FLAGS["batch_size"].value,
         overlays=_FLAGS["overlays"].value,
         root=_FLAGS["root"].value,
         size=parse_size(size) if size else None,
         scales=parse_scales(_FLAGS["scales"].value),
         flip=_FLAGS["flip"].value,
-        submit=pathlib.Path(os.path.abspath(submit)) if submit else None,
+        submit=settings.path(submit) if submit else None,
         official=_FLAGS["official"].value,
     )
 

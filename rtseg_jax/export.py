@@ -7,6 +7,10 @@
 stablehlo and onnx take uint8 RGB frames [b, h, w, 3] and give a uint8 class map [b, h, w]: normalisation, the network
 with its weights, upsampling and argmax are inside. What was written is read again and compared with the network before
 the file has its name. safetensors holds the weights and the run's config, which load() reads back.
+
+The network sees the frames at their size, --size, or at the config's eval.size, to which the program resizes them. The
+resizing of a run's data to input.size is not inside: where --size is another, or the frames are such as predict would
+shrink or pad, a line tells what predict shows the network instead.
 """
 
 import json
@@ -166,7 +170,7 @@ def save(
 def load(
     path: str | os.PathLike[str],
 ) -> tuple[ml_collections.ConfigDict, nn.Module, dict[str, Any]]:
-    """Reads what save() wrote: the config, with lists for tuples, the network, and its variables as numpy arrays.
+    """Reads what save() wrote: the config, the network, and its variables as numpy arrays.
 
     Raises:
         FileNotFoundError: no such file.
@@ -185,7 +189,7 @@ def load(
         raise ValueError(
             f"{path} holds no config; this reads what --format=safetensors writes, and convert what others do"
         )
-    config = ml_collections.ConfigDict(json.loads(metadata["config"])).lock()
+    config = settings.from_json(metadata["config"])
     model = models.create(
         config.model.name,
         num_classes=len(json.loads(metadata["classes"])),
@@ -201,6 +205,23 @@ def _frame_size(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> tup
             f"the run in {workdir} is of frames of the files' own size; give theirs as --size=HEIGHTxWIDTH"
         )
     return tuple(size)
+
+
+def _told_of_sizes(
+    config: ml_collections.ConfigDict, size: tuple[int, int], seen: tuple[int, int]
+) -> str:
+    """A line on what the network sees of frames of `size`; one more where predict shows it another size of them."""
+    view = evaluate.view(config)
+    of_program, of_predict, frames = (
+        "x".join(map(str, pair)) for pair in (seen, view.seen(view.given(size)), size)
+    )
+    line = f"takes frames of {frames}; the network sees {of_program}"
+    if of_predict == of_program:
+        return line
+    return (
+        f"{line}\npredict shows it {of_predict} of such a frame, and with --size={of_program} --multiple=0 what "
+        f"this file does; export --size={of_predict} is for frames of that size"
+    )
 
 
 def export_run(
@@ -220,7 +241,8 @@ def export_run(
         workdir: Of the run.
         format: "stablehlo", "onnx" or "safetensors"; the last has neither of the following but `output` and `which`.
         output: The file. It appears once it is whole and checked; one of that name is replaced.
-        size: (h, w) of the frames in pixels; None takes the size that the config gives for them.
+        size: (h, w) of the frames in pixels; None takes the size that the config gives for them. The network sees
+            them at the config's eval.size, or as they are where it names none.
         batch: Frames per call; None leaves it to the call.
         dtype: Of the computation.
         platforms: Of stablehlo, where it can run.
@@ -228,8 +250,8 @@ def export_run(
 
     Raises:
         FileNotFoundError: no run, or no checkpoint in it.
-        ValueError: a format, dtype, platform or step that there is not; a missing package; or what is exported
-            differs from the network.
+        ValueError: a format, dtype, platform or step that there is not; a missing package; an output that cannot be
+            a file; or what is exported differs from the network.
     """
     if format not in FORMATS:
         raise ValueError(f"unknown format '{format}'; choose one of {', '.join(FORMATS)}")
@@ -237,6 +259,9 @@ def export_run(
         raise ValueError(f"{format} takes no dtype '{dtype}'; choose {' or '.join(DTYPES[format])}")
     if unknown := [name for name in platforms if name not in PLATFORMS]:
         raise ValueError(f"unknown platform '{unknown[0]}'; choose from {', '.join(PLATFORMS)}")
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder; give a file, as {output / f'net.{format}'}")
+    evaluate.check_folder(output.parent, "output")
     config, model, variables, at = evaluate.load_run(workdir, which)
     facts = {
         "model": config.model.name,
@@ -245,6 +270,7 @@ def export_run(
     }
     if format != "safetensors":
         size = _frame_size(config, workdir) if size is None else size
+        facts["seen"] = config.eval.size or size
     output.parent.mkdir(parents=True, exist_ok=True)
     unchecked = output.with_name(f"{output.name}.unchecked")
     try:
@@ -278,6 +304,8 @@ def export_run(
     finally:
         unchecked.unlink(missing_ok=True)
     print(f"{config.model.name}, step {at}, {len(facts['classes'])} classes, as {format}")
+    if format != "safetensors":
+        print(_told_of_sizes(config, size, facts["seen"]))
     print(found)
     print(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")
 
@@ -323,8 +351,8 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"--format={given['format']} has no --{name}; leave it out")
     read = {"size": _size, "batch": _batch, "dtype": str, "platforms": tuple}
     options = {n: parse(given[n]) for n, parse in read.items() if given[n] is not None}
-    folders = {n: pathlib.Path(os.path.abspath(given[n])) for n in ("workdir", "output")}
-    return {**folders, "format": given["format"], "which": given["checkpoint"], **options}
+    paths = {n: settings.path(given[n]) for n in ("workdir", "output")}
+    return {**paths, "format": given["format"], "which": given["checkpoint"], **options}
 
 
 def main(argv: list[str]) -> None:

@@ -8,11 +8,13 @@ DIR/overlays (the colours over the photo, above a legend) and, of videos, DIR/vi
 is searched for images and videos with all below it; a number is a camera, until Ctrl-C.
 
 Frames of any size are taken, and a class map has its frame's size. What the network sees is, in this order: --size;
-the size that the run was evaluated at, where its config names one; the frame itself, shrunk in its shape where it has
-more than --max_pixels, enlarged where a side is below 32 pixels. This resizing is part of the compiled program. A
-program is made for one size of frames: images are taken in the order of their sizes, each size is compiled once, and
-how many there are is printed. --multiple=N pads frames to multiples of N pixels by their last row and column, so that
-many similar sizes share few programs; off by default, for it changes what the network sees near the border.
+what it was evaluated on, where the run's config names a size; the frame itself, shrunk in its shape where it has more
+than --max_pixels, enlarged where a side is below 32 pixels. This resizing is part of the compiled program, but for the
+config's input.size: to it frames are brought as the run's data were, by Pillow's antialiased filter before the program,
+and a pixel has the class of the nearest that the network saw. A program is made for one size of frames: images are
+taken in the order of their sizes, each size is compiled once, and how many there are is printed. --multiple=N pads
+frames to multiples of N pixels by their last row and column, so that many similar sizes share few programs; off by
+default, for it changes what the network sees near the border.
 
 A file that cannot be used stops nothing: it is named at the end, and the exit code is 1.
 """
@@ -21,9 +23,9 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import fnmatch
 import functools
 import itertools
-import math
 import os
 import pathlib
 import sys
@@ -37,8 +39,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from rtseg_jax import data, drawing, evaluate, settings
@@ -49,8 +50,6 @@ Pair = tuple[int, int]
 IMAGE_ENDINGS = (*spec.IMAGE_ENDINGS, ".bmp", ".tif", ".tiff", ".webp")
 VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
 KINDS = ("ids", "masks", "overlays")
-MAX_PIXELS = 1024 * 2048  # a frame of Cityscapes
-MIN_SIDE = 32  # the coarsest stride of the networks
 _BT601, _LIMITED_RANGE = 6, 1  # as H.264 numbers them
 MANY_SIZES = 8  # from here on, --multiple is worth a hint
 
@@ -83,47 +82,12 @@ class Clock:
         )
 
 
-def seen_size(frame: Pair, size: Pair | None, max_pixels: int) -> Pair | None:
-    """What the network sees of a frame, see the module.
-
-    Args:
-        frame: (h, w) in pixels.
-        size: (h, w) of all frames, if there is one.
-        max_pixels: Of frames that are seen as they are.
-
-    Returns:
-        (h, w), or None for the frame's own.
-    """
-    if size is not None:
-        return size
-    shrink = min(1.0, math.sqrt(max_pixels / math.prod(frame)))
-    seen = tuple(max(MIN_SIDE, round(shrink * side)) for side in frame)
-    return None if seen == frame else seen
-
-
-def resolution(
-    config: ConfigDict, size: Pair | str | None = None, multiple: int | None = None
-) -> tuple[Pair | None, int]:
-    """The (h, w) that a run's network sees, None for the frames' own, and what frames are padded to multiples of.
-
-    Args:
-        config: Of the run.
-        size: (h, w); "own" for the frames' own; None as the run was evaluated.
-        multiple: Of so many pixels, 0 or 1 for no padding; None as the run was evaluated.
-    """
-    if size is None:
-        size = config.eval.size or config.input.size
-    if multiple is None:
-        multiple = config.eval.get("multiple", 0)
-    return None if size == evaluate.OWN else size, max(multiple, 1)
-
-
 def classifier(
     workdir: pathlib.Path,
     *,
     which: str = "best",
     size: Pair | str | None = None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int = evaluate.MAX_PIXELS,
     multiple: int | None = None,
     dtype: str = "float32",
 ) -> tuple[Callable[[Image3], Label], ClassTable]:
@@ -133,7 +97,7 @@ def classifier(
         workdir: Of the run.
         which: "best", "latest" or a step.
         size: (h, w) that the network sees; "own" for the frames' own; None as the run was evaluated.
-        max_pixels: Larger frames are shrunk for the network.
+        max_pixels: Larger frames are shrunk for the network, where no size is named.
         multiple: Pads to multiples of so many pixels, 0 or 1 never; None as the run was evaluated.
         dtype: Of the computation.
 
@@ -142,26 +106,38 @@ def classifier(
         ValueError: a step that is not kept.
     """
     config, model, variables, at = evaluate.load_run(workdir, which)
-    size, multiple = resolution(config, size, multiple)
+    view = evaluate.view(config, size, multiple, max_pixels)
     classify = evaluate.classifier(
         model,
         variables,
-        seen=lambda frame: seen_size(frame, size, max_pixels),
+        seen=view.seen,
         programs=1,
         mean=config.augment.mean,
         std=config.augment.std,
         dtype=jnp.dtype(dtype),
     )
-    shown = f"{size[0]}x{size[1]}" if size else f"frames of up to {max_pixels} pixels"
+    shown = f"frames of up to {max_pixels} pixels"
+    if named := view.size or view.resized:
+        shown = "{}x{}".format(*view.seen(view.given(named)))
     print(f"{config.model.name}, step {at}: sees {shown}, computes in {dtype}")
 
     def classes(frame: Image3) -> Label:
-        h, w = frame.shape[:2]
-        room = [(0, -side % multiple) for side in (h, w)]
-        padded = np.pad(frame, (*room, (0, 0)), mode="edge")
-        return np.asarray(classify(padded[None]))[0, :h, :w]
+        size = frame.shape[:2]
+        h, w = view.resized or size
+        resized = _resized(frame, (h, w), Image.Resampling.BILINEAR)
+        bottom, right = np.subtract(view.given(size), (h, w))
+        padded = np.pad(resized, ((0, bottom), (0, right), (0, 0)), mode="edge")
+        ids = np.asarray(classify(padded[None]))[0, :h, :w]
+        return _resized(ids, size, Image.Resampling.NEAREST)
 
     return classes, evaluate.class_table(workdir, config)
+
+
+def _resized(array: np.ndarray, size: Pair, how: Image.Resampling) -> np.ndarray:
+    """A frame or class map at (h, w), by the filter that spec.resized() has for it."""
+    if array.shape[:2] == size:
+        return array
+    return np.asarray(Image.fromarray(array).resize(size[::-1], how))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,12 +160,13 @@ class Found:
 def find(inputs: Iterable[str]) -> Found:
     """Finds the files of inputs: files, folders with all below them, patterns with * or **, numbers of cameras.
 
-    Links to folders are not followed, hidden files not looked at; a file that is named twice counts once.
+    Links to folders are not followed; a file that is named twice counts once. Hidden files, and those of hidden folders,
+    are not looked at, unless they are named: by their path, or by a pattern with that dot.
     """
     files: dict[pathlib.Path, None] = {}
     cameras, problems = [], []
     for text in inputs:
-        path = pathlib.Path(os.path.abspath(os.path.expanduser(text)))
+        path = settings.path(text)
         if os.path.isdir(path):
             found = _below(path)
             nothing = f"{text}: no images and videos in this folder; they end in {_endings()}"
@@ -200,6 +177,7 @@ def find(inputs: Iterable[str]) -> Found:
             continue
         elif any(c in text for c in "*?["):
             found = sorted(pathlib.Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+            found = [p for p in found if not _is_hidden(p, named=path.parts)]
             found = [f for p in found for f in (_below(p) if os.path.isdir(p) else [p])]
             nothing = f"{text}: no file matches this pattern"
         else:
@@ -220,12 +198,21 @@ def _endings() -> str:
     return ", ".join((*IMAGE_ENDINGS, *VIDEO_ENDINGS))
 
 
+def _is_hidden(path: pathlib.PurePath, named: Sequence[str] = ()) -> bool:
+    """Whether a part of a path begins with a dot; what a pattern's part names with its dot is not hidden."""
+    patterns = [part for part in named if part.startswith(".")]
+    return any(
+        part.startswith(".") and not any(fnmatch.fnmatch(part, pattern) for pattern in patterns)
+        for part in path.parts
+    )
+
+
 def _below(folder: pathlib.Path) -> list[pathlib.Path]:
     return [
         path
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in (*IMAGE_ENDINGS, *VIDEO_ENDINGS)
-        and not path.name.startswith(".")
+        and not _is_hidden(path.relative_to(folder))
         and not os.path.isdir(path)
     ]
 
@@ -247,20 +234,23 @@ def output_names(paths: Sequence[pathlib.Path]) -> tuple[str, ...]:
     return spec.unique_names([path.with_name(path.name + ".png") for path in relative])
 
 
-def _header(path: pathlib.Path) -> tuple[Pair, int]:
-    """(h, w) as an image is to be seen, and its EXIF orientation; (0, 0) where reading it will tell what is wrong."""
+def _size(path: pathlib.Path) -> Pair:
+    """(h, w) as an image is to be seen; (0, 0) where reading it will tell what is wrong."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 (w, h), orientation = image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
+                turned = (
+                    orientation in (5, 6, 7, 8) and image.format != "TIFF"
+                )  # Pillow turns these
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(
             f"{path}: more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels; make it smaller"
         ) from None
     except Exception:  # decoders fail with anything from OSError to SyntaxError
-        return (0, 0), 1
-    return ((w, h) if orientation in (5, 6, 7, 8) else (h, w)), orientation
+        return (0, 0)
+    return (w, h) if turned else (h, w)
 
 
 def read_frame(path: pathlib.Path) -> Image3:
@@ -269,10 +259,8 @@ def read_frame(path: pathlib.Path) -> Image3:
     Raises:
         DataError: as of spec.read_image(), or more pixels than Pillow takes for harmless.
     """
-    _, orientation = _header(path)
-    image = Image.fromarray(spec.read_image(path))
-    image.getexif()[ExifTags.Base.Orientation] = orientation
-    return np.array(ImageOps.exif_transpose(image))
+    _size(path)
+    return spec.read_image(path, upright=True)
 
 
 def _ahead(calls: Iterable[Callable], num_workers: int) -> Iterator[concurrent.futures.Future]:
@@ -311,17 +299,20 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _timed(classes: Callable[[Image3], Label], clock: Clock) -> Callable[[Image3], Label]:
-    """The function by the clock; each size is compiled and called once before its time counts."""
+def _timed(
+    classes: Callable[[Image3], Label], clock: Clock, given: Callable[[Pair], Pair]
+) -> Callable[[Image3], Label]:
+    """The function by the clock; each size that a program is given is compiled and called once before its time counts."""
     warm = None
 
     def timed(frame: Image3) -> Label:
         nonlocal warm
-        if frame.shape != warm:
+        size = given(frame.shape[:2])
+        if size != warm:
             start = time.perf_counter()
             classes(np.zeros_like(frame))
             clock.compiling += time.perf_counter() - start
-            warm = frame.shape
+            warm = size
         start = time.perf_counter()
         result = classes(frame)
         clock.network += time.perf_counter() - start
@@ -331,12 +322,17 @@ def _timed(classes: Callable[[Image3], Label], clock: Clock) -> Callable[[Image3
     return timed
 
 
+def _as_it_is(size: Pair) -> Pair:
+    return size
+
+
 def predict_images(
     classes: Callable[[Image3], Label],
     table: ClassTable,
     paths: Sequence[pathlib.Path],
     output: pathlib.Path,
     *,
+    given: Callable[[Pair], Pair] = _as_it_is,
     kinds: Sequence[str] = KINDS,
     num_workers: int | None = None,
 ) -> tuple[Clock, list[str]]:
@@ -347,6 +343,7 @@ def predict_images(
         table: Of the classes.
         paths: Of the images.
         output: Folder that gets a folder for each kind.
+        given: (h, w) of a frame -> that which the network is compiled for, as of evaluate.View.
         kinds: Of "ids", "masks" and "overlays", those that are wanted.
         num_workers: Threads to read, and to write; None for as many as there are CPU cores.
 
@@ -363,19 +360,20 @@ def predict_images(
     clock, problems, work = Clock(), [], []
     for path, target in zip(paths, targets, strict=True):
         try:
-            work.append((_header(path)[0], path, target))
+            work.append((_size(path), path, target))
         except DataError as error:
             problems.append(_one_line(error))
-    work.sort(key=lambda item: item[0])
-    sizes = {size for size, _, _ in work if size != (0, 0)}
-    if work:
+    work.sort(key=lambda item: given(item[0]))
+    sizes = {given(size) for size, _, _ in work if size != (0, 0)}
+    if sizes:
+        fewer = len({(h + -h % 64, w + -w % 64) for h, w in sizes}) < len(sizes)
         hint = (
             "; --multiple=64 would let similar ones share programs"
-            if len(sizes) > MANY_SIZES
+            if fewer and len(sizes) > MANY_SIZES
             else ""
         )
         many = "one size" if len(sizes) == 1 else f"{len(sizes)} sizes, each compiled once"
-        print(f"{len(work)} images of {many}{hint}")
+        print(f"{len(work)} images in frames of {many}{hint}")
 
     def write(
         path: pathlib.Path, target: dict[str, pathlib.Path], frame: Image3, ids: Label
@@ -388,7 +386,7 @@ def predict_images(
             problems.append(f"{path}: its results cannot be written ({_one_line(error)})")
 
     workers = num_workers or os.cpu_count() or 1
-    network = _timed(classes, clock)
+    network = _timed(classes, clock, given)
     start = time.perf_counter()
     reading = _ahead((functools.partial(read_frame, path) for _, path, _ in work), workers)
     with contextlib.closing(reading), _behind(workers) as submit:
@@ -514,7 +512,8 @@ def predict_video(
         _overlay_video(classes, table, source, target, max_frames, clock)
     except DataError as error:
         problems.append(_one_line(error))
-    except (OSError, ValueError) as error:  # PyAV's are among them
+    except (OSError, ValueError, _av().error.FFmpegError) as error:
+        # PyAV's are all of the last kind, and some of the others.
         done = f" after {clock.frames} frames" if clock.frames else ""
         name = f"camera {source}" if isinstance(source, int) else source
         problems.append(f"{name}: cannot be read or written{done} ({_one_line(error)})")
@@ -531,7 +530,7 @@ def _overlay_video(
     clock: Clock,
 ) -> None:
     camera = isinstance(source, int)
-    network = _timed(classes, clock)
+    network = _timed(classes, clock, _as_it_is)
     every = tuple(range(table.num_classes))
 
     def draw(frame, ids, stamp):
@@ -576,12 +575,21 @@ def _overlay_video(
             if not camera:
                 raise
             print(f"camera {source}: ended by Ctrl-C after {clock.frames} frames")
-    if not camera and max_frames is None and clock.frames < expected:
+    whole = not camera and max_frames is None
+    if whole and clock.frames < expected:
+        expected -= _not_shown(source)
+    if whole and clock.frames < expected:
         raise DataError(
             f"{source}: {clock.frames} of its {expected} frames could be decoded; the file is damaged"
         )
     if not clock.frames:
         raise DataError(f"{source}: holds no frames")
+
+
+def _not_shown(source: pathlib.Path) -> int:
+    """How many frames of a file are there only to decode others: a video cut without encoding begins at a key frame."""
+    with _av().open(str(source)) as container:
+        return sum(packet.is_discard for packet in container.demux(video=0))
 
 
 def predict(
@@ -590,6 +598,7 @@ def predict(
     inputs: Sequence[str],
     output: pathlib.Path,
     *,
+    given: Callable[[Pair], Pair] = _as_it_is,
     kinds: Sequence[str] = KINDS,
     max_frames: int | None = None,
 ) -> list[str]:
@@ -600,6 +609,7 @@ def predict(
         table: Of the classes.
         inputs: As of find().
         output: Folder of the results; made if need be.
+        given: As of predict_images().
         kinds: What is written of images.
         max_frames: Of every video and camera.
 
@@ -621,7 +631,9 @@ def predict(
     _refuse_overwriting(found.videos, videos.values())
     problems = list(found.problems)
     if found.images:
-        clock, wrong = predict_images(classes, table, found.images, output, kinds=kinds)
+        clock, wrong = predict_images(
+            classes, table, found.images, output, given=given, kinds=kinds
+        )
         problems += wrong
         if clock.frames:
             print(f"{clock}\nwritten: {', '.join(str(output / kind) for kind in kinds)}")
@@ -644,17 +656,23 @@ def main(argv: list[str]) -> None:
     if not kinds or not set(kinds) <= set(KINDS):
         raise ValueError(f"--write={','.join(kinds)}: choose of {', '.join(KINDS)}")
     size = _FLAGS["size"].value
+    workdir, output = (settings.path(_FLAGS[name].value) for name in ("workdir", "output"))
+    view = {
+        "size": evaluate.parse_size(size) if size else None,
+        "multiple": _FLAGS["multiple"].value,
+        "max_pixels": _FLAGS["max_pixels"].value,
+    }
     classes, table = classifier(
-        pathlib.Path(os.path.abspath(_FLAGS["workdir"].value)),
-        which=_FLAGS["checkpoint"].value,
-        size=evaluate.parse_size(size) if size else None,
-        max_pixels=_FLAGS["max_pixels"].value,
-        multiple=_FLAGS["multiple"].value,
-        dtype=_FLAGS["dtype"].value,
+        workdir, which=_FLAGS["checkpoint"].value, dtype=_FLAGS["dtype"].value, **view
     )
-    output = pathlib.Path(os.path.abspath(_FLAGS["output"].value))
     problems = predict(
-        classes, table, inputs, output, kinds=kinds, max_frames=_FLAGS["max_frames"].value
+        classes,
+        table,
+        inputs,
+        output,
+        given=evaluate.view(settings.read(workdir), **view).given,
+        kinds=kinds,
+        max_frames=_FLAGS["max_frames"].value,
     )
     if problems:
         print("\n".join(("", *problems, f"{len(problems)} inputs could not be used")))
@@ -675,7 +693,10 @@ def _define_flags() -> dict[str, flags.FlagHolder]:
             f"HEIGHTxWIDTH that the network sees, or '{evaluate.OWN}'; as evaluated if not given.",
         ),
         "max_pixels": flags.DEFINE_integer(
-            "max_pixels", MAX_PIXELS, "Larger frames are shrunk for the network.", lower_bound=1024
+            "max_pixels",
+            evaluate.MAX_PIXELS,
+            "Larger frames are shrunk for the network.",
+            lower_bound=1024,
         ),
         "multiple": flags.DEFINE_integer(
             "multiple", None, "Pads frames to multiples of so many pixels.", lower_bound=0

@@ -14,7 +14,6 @@ import dataclasses
 import html
 import json
 import math
-import os
 import pathlib
 import string
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -94,6 +93,7 @@ def _examiner(run: runs.Run, root: str | None) -> tuple[Dataset, Callable[[Datas
     if root is not None:
         config.input.root = root
     dataset = data.load(**settings.dataset_arguments(config, given["split"]))
+    evaluate.check_classes(run.workdir, config, dataset)
     size = given.get("size", config.eval.size)
     classify = evaluate.classifier(
         model,
@@ -803,8 +803,8 @@ def main(argv: list[str]) -> None:
     settings.prepare_process()
     output = _FLAGS["output"].value
     written = write_report(
-        [pathlib.Path(os.path.abspath(os.path.expanduser(path))) for path in argv[1:]],
-        output=pathlib.Path(os.path.abspath(output)) if output else None,
+        [settings.path(path) for path in argv[1:]],
+        output=settings.path(output) if output else None,
         evaluation=_FLAGS["evaluation"].value,
         images=_FLAGS["images"].value,
         root=_FLAGS["root"].value,

@@ -122,7 +122,7 @@ def _read_json(path: pathlib.Path) -> Any:
 
 
 def _find_evaluation(workdir: pathlib.Path, given: str) -> pathlib.Path:
-    for path in (workdir / given, pathlib.Path(os.path.abspath(given))):
+    for path in (workdir / given, settings.path(given)):
         for file in (path, path / "evaluation.json"):
             if file.is_file():
                 return file

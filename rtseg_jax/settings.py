@@ -205,12 +205,18 @@ def read(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} holds no config.json; give the --workdir of a run")
 
+    return from_json(path.read_text())
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """The config that a run's config.json holds, locked, with tuples where JSON has lists."""
+
     def restore(value):
         if isinstance(value, dict):
             return {k: restore(v) for k, v in value.items()}
         return tuple(restore(v) for v in value) if isinstance(value, list) else value
 
-    return ml_collections.ConfigDict(restore(json.loads(path.read_text()))).lock()
+    return ml_collections.ConfigDict(restore(json.loads(text))).lock()
 
 
 def path(given: str | os.PathLike[str]) -> pathlib.Path:

@@ -10,6 +10,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from flax import serialization
 
 from rtseg_jax import convert, flops, models
 
@@ -333,3 +334,28 @@ def test_program(tmp_path):
         np.testing.assert_array_equal(result[name], value)
     with pytest.raises(ValueError, match="give --variant and --num_classes of the network in a"):
         convert.convert("a.pth", "b.msgpack", variant="dabnet", num_classes=None)
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        ("nodir/x.pth", FileNotFoundError, "nodir: no such folder; create it first"),
+        ("nodir/x.safetensors", FileNotFoundError, "nodir: no such folder; create it first"),
+        ("nodir/x.msgpack", FileNotFoundError, "nodir: no such folder; create it first"),
+        ("there", ValueError, "there is a folder; give a file, as there/net.pth"),
+    ],
+)
+def test_a_target_that_cannot_be_is_told_first(target, error, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(convert, "load_torch", None)
+    with pytest.raises(error, match=message):
+        convert.convert("a.pth", target, variant="dabnet", num_classes=11)
+
+
+def test_the_home_folder_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.msgpack").write_bytes(serialization.to_bytes(small()))
+    convert.convert("~/a.msgpack", "~/b.safetensors", variant=None, num_classes=None)
+    found = convert.read_state(tmp_path / "b.safetensors")
+    np.testing.assert_array_equal(found["attention.alpha"], np.float32(0.5))

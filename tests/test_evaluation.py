@@ -1,8 +1,10 @@
 """Evaluation at other sizes, scales and mirrored; submissions that the server takes; the official figures."""
 
+import dataclasses
 import functools
 import json
 import re
+import types
 import zipfile
 
 import jax
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rtseg_jax import data, evaluate, infer, submission
+from rtseg_jax import data, evaluate, infer, settings, submission
 from tests import tiny_run
 
 # What the evaluation server expects for train ids 0-18.
@@ -124,6 +126,101 @@ def test_sizes_and_scales_as_they_are_written(parse, given, found):
             parse(given)
     else:
         assert parse(given) == found
+
+
+# What frames become on their way to the network
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "options", "given", "seen"),
+    [
+        # input.size, eval.size and eval.multiple of the run; frames of 90x70
+        ((None, None, 0), {}, (90, 70), (90, 70)),
+        ((None, None, 0), {"max_pixels": 1575}, (90, 70), (45, 35)),
+        ((None, None, 32), {}, (96, 96), (96, 96)),
+        ((None, None, 32), {"multiple": 0}, (90, 70), (90, 70)),
+        ((None, (48, 96), 0), {}, (90, 70), (48, 96)),
+        (((64, 128), None, 0), {}, (64, 128), (64, 128)),
+        (((64, 128), None, 0), {"max_pixels": 1575}, (64, 128), (64, 128)),
+        (((64, 128), None, 48), {}, (96, 144), (96, 144)),
+        (((64, 128), (48, 96), 0), {}, (64, 128), (48, 96)),
+        (((64, 128), (48, 96), 0), {"size": (32, 32)}, (90, 70), (32, 32)),
+        (((64, 128), (48, 96), 0), {"size": "own"}, (90, 70), (90, 70)),
+    ],
+)
+def test_frames_come_to_the_network_as_evaluated_or_as_asked_for(evaluated, options, given, seen):
+    sizes = dict(zip(("input__size", "eval__size", "eval__multiple"), evaluated, strict=True))
+    view = evaluate.view(tiny_run.override(settings.load("fast_scnn:smoke"), sizes), **options)
+    assert (view.given((90, 70)), view.seen(view.given((90, 70)))) == (given, seen)
+
+
+# What is refused before the work
+
+
+def test_data_of_other_classes_are_refused(run, tmp_path, monkeypatch):
+    config = settings.read(run)
+    table = data.TABLES["streets"]
+    names = table.class_names
+    for others, message in (
+        (
+            (names[1], names[0], *names[2:]),
+            "class 0 is 'sidewalk' in the data and 'road' in the run",
+        ),
+        (names[:9], "class 9 is missing in the data and 'terrain' in the run"),
+        ((*names, "drone"), "class 19 is 'drone' in the data and missing in the run"),
+    ):
+        other = dataclasses.replace(table, class_names=others, palette=((0, 0, 0),) * len(others))
+        own = data.load(**settings.dataset_arguments(config, "val"))
+        with monkeypatch.context() as patch:
+            patch.setattr(data, "load", lambda t=other, d=own, **_: dataclasses.replace(d, table=t))
+            with pytest.raises(
+                ValueError, match=f"{message}; give the data the list in .*classes.json"
+            ):
+                report_of(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_place_of_a_folder_is_told_before_the_work(run, city_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "evaluate", None)
+    (tmp_path / "file").write_text("x")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match="file is a file where a folder is to be; .* --output"):
+            report_of(run, output)
+    with pytest.raises(ValueError, match="file is a file where a folder .* another --submission"):
+        report_of(city_run, tmp_path / "out", split="test", submit=tmp_path / "file")
+
+
+def flags_of(monkeypatch, **given):
+    """What the program is given; returns the arguments of its calls of evaluate_run()."""
+    calls = []
+    given = {"split": "test", "scales": ["1.0"], "batch_size": 1, "overlays": 0, **given}
+    names = ("output", "root", "size", "submission", "checkpoint", "flip", "official")
+    values = {name: types.SimpleNamespace(value=None) for name in names}
+    values |= {name: types.SimpleNamespace(value=value) for name, value in given.items()}
+    monkeypatch.setattr(evaluate, "_FLAGS", values, raising=False)
+    monkeypatch.setattr(
+        evaluate, "evaluate_run", lambda *args, **options: calls.append((args, options))
+    )
+    monkeypatch.setattr(settings, "prepare_process", lambda: None)
+    return calls
+
+
+def test_stray_arguments_are_refused(monkeypatch):
+    calls = flags_of(monkeypatch, workdir="run", scales=["0.75"])
+    with pytest.raises(
+        ValueError, match="unexpected argument '1.0'; lists have commas, as --scales"
+    ):
+        evaluate.main(["evaluate", "1.0", "test"])
+    assert calls == []
+
+
+def test_the_home_folder_is_understood_in_flags(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    calls = flags_of(monkeypatch, workdir="~/run", output="~/out", submission="~/sub")
+    evaluate.main(["evaluate"])
+    ((workdir,), options) = calls[0]
+    found = workdir, options["output"], options["submit"]
+    assert found == tuple(tmp_path / name for name in ("run", "out", "sub"))
 
 
 # Cityscapes
@@ -303,6 +400,17 @@ def test_what_the_official_evaluation_needs_is_said_first(
     with pytest.raises(ValueError, match=message):
         report_of(city_run, tmp_path / "out", split=split, batch_size=1, official=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_official_evaluation_finds_labels_below_the_home_folder(
+    city_run, city, tmp_path, monkeypatch
+):
+    roots = []
+    monkeypatch.setenv("HOME", str(city.parent))
+    monkeypatch.setattr(submission, "check_truths", lambda root, *_: roots.append(root))
+    monkeypatch.setattr(evaluate, "_official", lambda folder, root, _: roots.append(root))
+    report_of(city_run, tmp_path, batch_size=1, root="~/cityscapes", official=True)
+    assert roots == [city, city]
 
 
 def test_a_missing_instance_map_is_named(city, monkeypatch):

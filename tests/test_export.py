@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 from jax import lax
 
-from rtseg_jax import evaluate, export, export_onnx, infer, models
+from rtseg_jax import evaluate, export, export_onnx, infer, models, predict, settings
 from rtseg_jax.nn import attention, conv, norm, pool, resize
 from tests import tiny_run
 from tests.test_infer import MEAN, STD, VARIANTS, frames, network, unfrozen
@@ -356,6 +356,60 @@ def test_onnx_file_says_what_it_is(run, tmp_path):
     assert sizes == [[2, 65, 96, 3], [2, 65, 96]]
 
 
+@pytest.mark.parametrize(
+    "config, size, lines",
+    [
+        ({}, None, ["takes frames of 64x128; the network sees 64x128"]),
+        ({"eval__size": (32, 64)}, (65, 96), ["takes frames of 65x96; the network sees 32x64"]),
+        (
+            {},
+            (65, 96),
+            [
+                "takes frames of 65x96; the network sees 65x96",
+                "predict shows it 64x128 of such a frame, and with --size=65x96 --multiple=0 what this file does; "
+                "export --size=64x128 is for frames of that size",
+            ],
+        ),
+        (
+            {"input__size": None, "eval__multiple": 32},
+            (65, 96),
+            [
+                "takes frames of 65x96; the network sees 65x96",
+                "predict shows it 96x96 of such a frame, and with --size=65x96 --multiple=0 what this file does; "
+                "export --size=96x96 is for frames of that size",
+            ],
+        ),
+    ],
+)
+def test_what_a_program_sees_is_told(run, tmp_path, monkeypatch, capsys, config, size, lines):
+    given, *rest = evaluate.load_run(run)
+    changed = tiny_run.override(given.copy_and_resolve_references(), config)
+    seen = []
+    monkeypatch.setattr(evaluate, "load_run", lambda *_: (changed, *rest))
+
+    def program(*_, size, **__):
+        seen.append(size)
+        return lambda x: jnp.argmax(values(x), axis=-1).astype(jnp.uint8)
+
+    monkeypatch.setattr(infer, "program", program)
+    monkeypatch.setattr(export, "_run_onnx", lambda path: None)
+    export.export_run(run, format="onnx", output=tmp_path / "a.onnx", size=size)
+    assert capsys.readouterr().out.splitlines()[1:-2] == lines
+    about = {e.key: e.value for e in onnx.load(tmp_path / "a.onnx").metadata_props}
+    assert lines[0].endswith("x".join(map(str, json.loads(about["seen"]))))
+    assert seen == [changed.eval.size]
+
+
+def test_predict_shows_what_the_file_does_with_the_options_that_are_told(run, tmp_path, capsys):
+    export.export_run(run, format="onnx", output=tmp_path / "a.onnx", size=(65, 96))
+    options = re.search(r"--size=(\d+)x(\d+) --multiple=(\d+)", capsys.readouterr().out)
+    h, w, multiple = map(int, options.groups())
+    given = export.smooth_frames(1, (65, 96))
+    classes, _ = predict.classifier(run, size=(h, w), multiple=multiple)
+    agree = classes(given[0]) == run_onnx(onnx.load(tmp_path / "a.onnx"), given)[0]
+    assert agree.mean() >= 0.9999
+
+
 @pytest.mark.parametrize("format, dtype", [("onnx", "float16"), ("stablehlo", "bfloat16")])
 def test_half_precision_is_a_smaller_file(run, tmp_path, format, dtype, capsys):
     export.export_run(run, format=format, output=tmp_path / "half", dtype=dtype, platforms=["cpu"])
@@ -369,11 +423,24 @@ def test_weights_read_back_are_those_of_the_run(run, tmp_path, capsys):
     export.export_run(run, format="safetensors", output=tmp_path / "a.safetensors")
     assert "all equal" in capsys.readouterr().out
     config, model, variables = export.load(tmp_path / "a.safetensors")
+    assert config.augment.mean == evaluate.load_run(run)[0].augment.mean  # a tuple
     wanted_config, wanted_model, wanted, _ = evaluate.load_run(run)
     assert json.dumps(config.to_dict()) == json.dumps(wanted_config.to_dict())
     assert model == wanted_model
     assert jax.tree.structure(variables) == jax.tree.structure(wanted)
     jax.tree.map(np.testing.assert_array_equal, variables, wanted)
+
+
+def test_a_network_that_is_read_back_can_be_static(tmp_path):
+    config = settings.load("camvid_best:eacnet_erfnet,short")
+    assert config.model.options.dropout == (0.0, 0.1)
+    weights = {"params": {"classifier": {"bias": np.zeros(2, np.float32)}}}
+    export.save(tmp_path / "a.safetensors", weights, config, classes=["a", "b"])
+    found, model, _ = export.load(tmp_path / "a.safetensors")
+    assert hash(model) == hash(
+        models.create("eacnet_erfnet", num_classes=2, **settings.model_options(config))
+    )
+    assert found.to_dict() == config.to_dict()
 
 
 def test_weights_have_their_paths_for_names(run, tmp_path):
@@ -445,6 +512,17 @@ def test_impossible_wishes_are_one_line(run, tmp_path, options, problem):
     assert [*tmp_path.iterdir()] == []
 
 
+def test_an_output_that_cannot_be_a_file_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_run", None)
+    (tmp_path / "file").write_text("x")
+    for name, problem in (
+        ("", "is a folder; give a file, as .*net.onnx"),
+        ("file/a.onnx", "file is a file where a folder is to be; give another --output"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            export.export_run(tmp_path, format="onnx", output=tmp_path / name)
+
+
 def test_frames_of_any_size_need_a_size(tmp_path):
     workdir = tiny_run.write(tmp_path / "run", input__size=None)
     with pytest.raises(ValueError, match="frames of the files' own size; give theirs as --size="):
@@ -474,6 +552,12 @@ def test_flags_that_are_given_are_passed_on():
     read = {"size": (360, 480), "batch": None, "dtype": "float16"}
     assert export._options({**FLAGS, **given}) == {**plain, **read}
     assert export._options({**FLAGS, "batch": "4"})["batch"] == 4
+
+
+def test_the_home_folder_is_understood_in_flags(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    found = export._options({**FLAGS, "workdir": "~/run", "output": "~/a.onnx"})
+    assert (str(found["workdir"]), str(found["output"])) == ("/home/me/run", "/home/me/a.onnx")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Predictions have their frames' sizes, names of their own and the evaluated classes; a bad input is named and stops nothing."""
 
+import itertools
 import os
 import pathlib
 import re
@@ -113,6 +114,28 @@ def test_folders_patterns_and_names_are_found_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("in", ["b.png"]),
+        ("in/*", ["b.png"]),
+        ("in/**/*.png", ["b.png"]),
+        ("in/.*", [".DS_Store", ".a.png", ".checkpoints/c.png"]),
+        ("in/.check*/*", [".checkpoints/c.png"]),
+        ("in/.checkpoints", [".checkpoints/c.png"]),
+        ("in/.a.png", [".a.png"]),
+        ("in/.a*/*", []),
+    ],
+)
+def test_what_is_hidden_is_found_by_its_name_alone(given, names, tmp_path, monkeypatch):
+    home = tmp_path / ".cache"  # what lies above is no matter
+    for name in (".a.png", ".DS_Store", ".checkpoints/c.png", ".checkpoints/.d.png", "b.png"):
+        save(home / "in" / name, format="PNG")
+    monkeypatch.chdir(home)
+    found = predict.find([given]).images
+    assert [str(path.relative_to(home / "in")) for path in found] == names
+
+
+@pytest.mark.parametrize(
     ("paths", "names"),
     [
         (["/x/a.png", "/x/b.jpg"], ["a", "b"]),
@@ -170,6 +193,11 @@ def flipped_bit(path):
     content = bytearray(save(path).read_bytes())
     content[len(content) // 2] ^= 16
     path.write_bytes(content)
+
+
+def unknown_codec(path):
+    content = clip(path).read_bytes()
+    path.write_bytes(content.replace(b"avc1", b"xyzw"))
 
 
 def pipe(path):
@@ -230,6 +258,11 @@ INPUTS = {
     "spaces and unicode": ("ä 名 前😀.png", save, (H, W)),
     "line break": ("a\nb.png", lambda p: p.write_text("hello"), "a b.png: not an image"),
     "not a video": ("x.mp4", lambda p: p.write_text("hello"), "x.mp4: cannot be read or written"),
+    "unknown codec": (
+        "x.mp4",
+        unknown_codec,
+        "x.mp4: cannot be read or written .*[dD]ecoder not found",
+    ),
     "absent camera": ("987", lambda p: None, "camera 987: cannot be read or written"),
 }
 
@@ -253,10 +286,12 @@ def test_a_hostile_input_is_handled_or_named_and_stops_nothing(kind, tmp_path, m
         assert [p.name for p in (tmp_path / "out" / "ids").iterdir()] == ["good.png"]
 
 
-def test_exif_turns_the_pixels_too(tmp_path):
-    jpeg_turned(tmp_path / "x.jpg")
-    go([tmp_path / "x.jpg"], tmp_path / "out")
+@pytest.mark.parametrize("name", ["x.jpg", "x.tif"])
+def test_exif_turns_the_pixels_too(name, tmp_path):
+    jpeg_turned(tmp_path / name)
+    go([tmp_path / name], tmp_path / "out")
     ids = read(tmp_path / "out" / "ids" / "x.png")
+    assert ids.shape == (W, H)
     assert (ids == np.rot90(brightness(PHOTO), -1)).mean() > 0.95  # JPEG loses a little
 
 
@@ -267,6 +302,12 @@ def test_a_result_that_cannot_be_written_is_named(tmp_path):
     problems = go([tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "out", kinds=("ids",))
     assert len(problems) == 1 and "a.png: its results cannot be written (" in problems[0]
     assert read(tmp_path / "out" / "ids" / "b.png").shape == (H, W)
+
+
+def test_of_nothing_readable_no_sizes_are_told(tmp_path, capsys):
+    (tmp_path / "x.png").write_text("hello")
+    assert len(go([tmp_path / "x.png"], tmp_path / "out")) == 1
+    assert capsys.readouterr().out == ""
 
 
 def test_no_input_is_refused(tmp_path):
@@ -280,7 +321,7 @@ def test_no_input_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("frame", "size", "max_pixels", "seen"),
     [
-        ((480, 640), None, 480 * 640, None),
+        ((480, 640), None, 480 * 640, (480, 640)),
         ((960, 1280), None, 480 * 640, (480, 640)),
         ((960, 1280), (100, 100), 480 * 640, (100, 100)),
         ((480, 640), (480, 640), 100, (480, 640)),
@@ -289,7 +330,7 @@ def test_no_input_is_refused(tmp_path):
     ],
 )
 def test_what_the_network_sees(frame, size, max_pixels, seen):
-    assert predict.seen_size(frame, size, max_pixels) == seen
+    assert evaluate.View(size=size, max_pixels=max_pixels).seen(frame) == seen
 
 
 def frame(height, width):
@@ -315,7 +356,6 @@ def test_predicted_classes_are_the_evaluated_ones(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "like"),
     [
-        ({}, {"size": (64, 128)}),  # as evaluated: input.size
         ({"size": "own"}, {"size": (90, 70)}),
         ({"size": "own", "max_pixels": 1575}, {"size": (45, 35)}),
     ],
@@ -327,12 +367,69 @@ def test_frames_of_any_size_are_seen_by_the_rule(run, options, like):
     np.testing.assert_array_equal(classes, predict.classifier(run, **like)[0](photo))
 
 
+@pytest.mark.parametrize("shape", [(640, 1280), (90, 70), (20, 300), (64, 128)])
+def test_frames_are_resized_as_the_data_of_the_run_were(run, shape):
+    """Of a noisy frame, most pixels would have other classes without the antialiasing of input.size."""
+    noise = np.random.default_rng(1).normal(0, 90, (*shape, 3))
+    photo = np.clip(frame(*shape) + noise, 0, 255).astype(np.uint8)
+    own = spec.Dataset(TABLE, "val", ("a",), shape, lambda i: (photo, photo[..., 0]))
+    evaluated = predict.classifier(run, size="own")[0](spec.resized(own, (64, 128)).load(0)[0])
+    classes = predict.classifier(run)[0](photo)
+    assert classes.shape == shape and len(np.unique(classes)) > 1
+    rows, columns = (
+        (2 * np.arange(n) + 1) * m // (2 * n) for n, m in zip(shape, (64, 128), strict=True)
+    )
+    np.testing.assert_array_equal(classes, evaluated[rows][:, columns])
+
+
+def test_what_was_resized_is_padded_as_in_evaluation(run):
+    photo = frame(90, 70)
+    small = np.asarray(Image.fromarray(photo).resize((128, 64), Image.BILINEAR))
+    padded = np.pad(small, ((0, 32), (0, 16), (0, 0)), mode="edge")
+    expected = predict.classifier(run, size="own", multiple=1)[0](padded)[:64, :128]
+    expected = np.asarray(Image.fromarray(expected).resize((70, 90), Image.NEAREST))
+    np.testing.assert_array_equal(predict.classifier(run, multiple=48)[0](photo), expected)
+
+
 def test_padding_lets_sizes_share_a_program(run):
     classes, _ = predict.classifier(run, size="own", multiple=32)
     exact, _ = predict.classifier(run, size="own", multiple=0)
     assert classes(frame(50, 90)).shape == (50, 90)
     padded = np.pad(frame(50, 90), ((0, 14), (0, 6), (0, 0)), mode="edge")
     np.testing.assert_array_equal(classes(frame(50, 90)), exact(padded)[:50, :90])
+
+
+@pytest.mark.parametrize(
+    ("view", "told", "compiled"),
+    [
+        (evaluate.View(), "12 sizes, each compiled once; --multiple=64 would let similar", 12),
+        (evaluate.View(multiple=64), "2 sizes, each compiled once", 2),
+        (evaluate.View(multiple=4), "7 sizes, each compiled once", 7),
+        (evaluate.View(resized=(20, 30)), "one size", 1),
+    ],
+)
+def test_images_of_one_program_come_one_after_the_other(view, told, compiled, tmp_path, capsys):
+    for i in range(12):
+        save(tmp_path / "in" / f"{i:02d}.png", frame(40 + i, (60, 70)[i % 2]))
+    given = []
+
+    def network(shown):
+        given.append(view.given(shown.shape[:2]))
+        return brightness(shown)
+
+    options = {"given": view.given, "kinds": ("ids",)}
+    assert predict.predict(network, TABLE, [str(tmp_path / "in")], tmp_path, **options) == []
+    assert f"12 images in frames of {told}" in capsys.readouterr().out.partition("\n")[0]
+    assert sum(a != b for a, b in itertools.pairwise([None, *given])) == compiled
+    assert len(given) == 12 + compiled  # one call each before the clock counts
+
+
+def test_more_padding_is_not_advised_where_there_is_enough(tmp_path, capsys):
+    for i in range(10):
+        save(tmp_path / "in" / f"{i}.png", np.zeros((64, 64 + 64 * i, 3), np.uint8))
+    go([tmp_path / "in"], tmp_path / "out", kinds=("ids",))
+    first = capsys.readouterr().out.partition("\n")[0]
+    assert first == "10 images in frames of 10 sizes, each compiled once"
 
 
 # Videos
@@ -428,6 +525,37 @@ def test_a_damaged_video_is_used_as_far_as_it_goes(rest, message, tmp_path):
     assert (tmp_path / "out" / "ids" / "good.png").is_file()
 
 
+def trimmed(source, path, start):
+    """The packets of a video, the first of which an edit list hides: the others are decoded from them."""
+    av = pytest.importorskip("av")
+    options = {"movflags": "faststart"}
+    with av.open(str(source)) as given, av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream_from_template(given.streams.video[0])
+        packets = [p for p in given.demux(video=0) if p.dts is not None]
+        first = sorted(p.pts for p in packets)[start]
+        for packet in packets:
+            packet.pts, packet.dts, packet.stream = packet.pts - first, packet.dts - first, stream
+            container.mux(packet)
+    return path
+
+
+def test_a_video_that_was_cut_without_encoding_is_whole(tmp_path):
+    source = trimmed(clip(tmp_path / "long.mp4", count=20), tmp_path / "clip.mp4", start=8)
+    with pytest.importorskip("av").open(str(source)) as container:
+        assert container.streams.video[0].frames == 20
+    assert go([source], tmp_path / "out") == []
+    assert len(decode(tmp_path / "out" / "videos" / "clip.mp4")[0]) == 12
+
+
+def test_a_cut_video_that_is_damaged_is_told(tmp_path):
+    source = trimmed(clip(tmp_path / "long.mp4", count=40), tmp_path / "clip.mp4", start=8)
+    with pytest.importorskip("av").open(str(source)) as container:
+        packet = [p for p in container.demux(video=0) if p.size][25]
+    source.write_bytes(source.read_bytes()[: packet.pos + packet.size])
+    (problem,) = go([source], tmp_path / "out")
+    assert re.search(r"clip.mp4: \d+ of its 32 frames could be decoded; the file is", problem)
+
+
 def test_a_camera_ends_with_ctrl_c_and_leaves_a_video(tmp_path, monkeypatch, capsys):
     av = pytest.importorskip("av")
     source = clip(tmp_path / "clip.mkv", count=30)
@@ -466,21 +594,24 @@ def test_without_pyav_a_video_is_named_and_images_go_on(tmp_path, monkeypatch):
 def program(*arguments, cwd):
     return subprocess.run(
         [sys.executable, "-m", "rtseg_jax.predict", *arguments],
-        capture_output=True, text=True, cwd=cwd, timeout=600,
+        capture_output=True, text=True, cwd=cwd, timeout=600, env={**os.environ, "HOME": str(cwd)},
     )  # fmt: skip
 
 
 def test_the_program_lists_bad_files_and_ends_with_1(run, tmp_path):
     save(tmp_path / "photos" / "a.png")
+    save(tmp_path / "photos" / "b.png", PHOTO[1:])
     (tmp_path / "photos" / "bad.png").write_text("hello")
+    (tmp_path / "run").symlink_to(run)
     done = program(
-        f"--workdir={run}", "--output=out", "--size=32x64", "--input=photos", "none.jpg",
-        cwd=tmp_path,
+        "--workdir=~/run", "--output=~/out", "--size=32x64", "--multiple=32", "--input=photos",
+        "none.jpg", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     lines = done.stdout.splitlines()
     assert "fast_scnn, step 7: sees 32x64, computes in float32" in lines
-    assert any(line.startswith("1 frames in ") for line in lines)
+    assert "3 images in frames of one size" in lines
+    assert any(line.startswith("2 frames in ") for line in lines)
     assert lines[-1] == "2 inputs could not be used"
     assert "none.jpg: no such file" in lines[-3] and "bad.png: not an image" in lines[-2]
     assert read(tmp_path / "out" / "ids" / "a.png").shape == (H, W)

@@ -1,6 +1,7 @@
 """A report tells what evaluation.json, metrics.jsonl and the papers say, escaped, in one file that a browser renders."""
 
 import base64
+import dataclasses
 import html.parser
 import io
 import json
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -474,6 +476,32 @@ def test_why_there_are_no_pictures(trained, tmp_path, change, note):
     edit(tmp_path / "evaluation.json", **change)
     page = written(trained, evaluation=str(tmp_path), output=tmp_path / "page.html")
     assert any(re.search(re.escape(note), n) for n in page.notes), page.notes
+
+
+def test_the_home_folder_is_understood_in_flags(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").symlink_to(trained)
+    given = {"output": "~/page.html", "images": 0, "evaluation": None, "root": None}
+    values = {name: types.SimpleNamespace(value=value) for name, value in given.items()}
+    monkeypatch.setattr(report, "_FLAGS", values, raising=False)
+    monkeypatch.setattr(settings, "prepare_process", lambda: None)
+    report.main(["report", "~/run"])
+    assert (tmp_path / "page.html").is_file()
+
+
+def test_data_of_other_classes_have_no_pictures(trained, tmp_path, monkeypatch):
+    load, names = data.load, spec.TABLES["cityscapes"].class_names
+
+    def other(**options):
+        dataset = load(**options)
+        table = dataclasses.replace(dataset.table, class_names=(*names[:-1], "drone"))
+        return dataclasses.replace(dataset, table=table)
+
+    monkeypatch.setattr(data, "load", other)
+    page = written(trained, output=tmp_path / "page.html")
+    assert page.all("img") == []
+    expected = "No pictures: class 18 is 'drone' in the data and 'bicycle' in the run; give "
+    assert any(note.startswith(expected) for note in page.notes)
 
 
 def test_no_pictures_asked_for_needs_no_network(trained, tmp_path, monkeypatch):

@@ -539,7 +539,8 @@ def _decode(
         png = (data[24], data[25]) if image.format == "PNG" else None
         image.load()
         if upright:
-            image = ImageOps.exif_transpose(image)
+            with contextlib.suppress(Exception):  # EXIF that cannot be read says nothing of it
+                image = ImageOps.exif_transpose(image)
     except DataError:
         raise
     except UnidentifiedImageError as error:

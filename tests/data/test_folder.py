@@ -82,6 +82,13 @@ def test_photos_are_turned_as_viewers_and_predict_turn_them(root, orientation):
     np.testing.assert_array_equal(label, LABEL)
 
 
+def test_a_photo_with_scrambled_exif_is_read_as_it_is(root):
+    path = root / "images" / "val" / "v.png"
+    Image.fromarray(image_of(4)).save(path, exif=b"Exif\0\0no such thing")
+    for image in (folder.load(root, "val").load(0)[0], predict.read_frame(path)):
+        np.testing.assert_array_equal(image, image_of(4))
+
+
 def test_links_to_folders_are_followed(root, tmp_path):
     for kind in ("images", "labels"):
         other = save(tmp_path / "other disk" / kind / "deep" / "c.png", LABEL).parent.parent
