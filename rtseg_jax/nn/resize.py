@@ -1,5 +1,7 @@
 """Bilinear resizing as PyTorch's interpolate computes it: no antialiasing."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,7 +93,7 @@ def upsample_argmax(
 ) -> UInt8[Array, "b h2 w2"]:
     """The class map of the bilinearly resized logits; among equal classes the first wins.
 
-    "auto" folds the classes into a running maximum, so that the full-size logits are never stored.
+    "auto" resizes class by class inside a running maximum, so that the full-size logits are never stored.
 
     Raises:
         ValueError: more than 256 classes, which uint8 cannot number.
@@ -103,10 +105,34 @@ def upsample_argmax(
     if is_portable(impl):
         resized = resize_bilinear(logits, size, impl=impl)
         return jnp.argmax(resized, axis=-1).astype(jnp.uint8)
-    resized = resize_bilinear(logits, size, impl=impl)
-    best, index = resized[..., 0], jnp.zeros(resized.shape[:-1], jnp.uint8)
+    (b, old, _, classes), new = logits.shape, size[0]
+    factor = 0 if new % (2 * old) else new // old
+    if factor:
+        logits = jnp.pad(logits, ((0, 0), (1, 1), (0, 0), (0, 0)), mode="edge")
+    # The columns first, as in resize_bilinear; the rows of one class at a time fuse with the maximum.
+    maps = jnp.moveaxis(_lerp(logits, 2, size[1], False), -1, 0)  # [k, b, h, w2]
+    if not factor:
+        return _first_argmax(lambda k: _lerp(maps[k], 1, new, False), classes)
+    # `factor` new rows lie between two old ones, half as many above the first: slices, where others gather. An odd
+    # factor has new rows on old ones, and which two they lie between is a matter of rounding.
+    above = factor // 2
+    _, _, weight = _taps(old, new, False)
+    weight = np.pad(weight, (above, factor - above)).reshape(1, old + 1, factor, 1)
+
+    def rows(k):
+        return maps[k, :, :-1, None] * (1 - weight) + maps[k, :, 1:, None] * weight
+
+    index = _first_argmax(rows, classes).reshape(b, new + factor, size[1])
+    return index[:, above : above + new]
+
+
+def _first_argmax(score: Callable[[int], Array], classes: int) -> Array:
+    """The class of the largest score at each place, as uint8; the first of equals."""
+    best = score(0)
+    index = jnp.zeros(best.shape, jnp.uint8)
     for k in range(1, classes):
-        better = resized[..., k] > best
-        best = lax.select(better, resized[..., k], best)
+        here = score(k)
+        better = here > best
+        best = lax.select(better, here, best)
         index = jnp.where(better, jnp.uint8(k), index)
     return index

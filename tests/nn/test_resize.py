@@ -79,6 +79,23 @@ def test_class_map_is_the_argmax_of_torchs_logits(old, new, impl):
     assert (np.array(ours) == full.argmax(-1)).mean() > 0.999
 
 
+@pytest.mark.parametrize(
+    "new", [(40, 48), (35, 42), (30, 36), (10, 12), (17, 23), (5, 30), (20, 6), (5, 6), (4, 5)]
+)
+def test_class_map_is_the_argmax_of_our_logits(new):
+    logits = jnp.asarray(normal(2, 5, 6, 7))
+    full = resize_bilinear(logits, new)
+    np.testing.assert_array_equal(upsample_argmax(logits, new), jnp.argmax(full, -1))
+
+
+@pytest.mark.parametrize("new", [(256, 512), (250, 500)])
+def test_full_size_logits_are_not_stored(new):
+    logits = jax.ShapeDtypeStruct((1, 32, 64, 19), jnp.float32)
+    compiled = jax.jit(lambda x: upsample_argmax(x, new)).lower(logits).compile()
+    full = 19 * new[0] * new[1] * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < full / 2
+
+
 @pytest.mark.parametrize("impl", ["auto", "portable"])
 def test_first_of_equal_classes_wins(impl):
     logits = jnp.broadcast_to(
