@@ -26,6 +26,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 from typing import Any
 
 from rtseg_jax import tables
@@ -234,11 +235,14 @@ def train(
 
 
 _RUNNING: set[subprocess.Popen] = set()
+_STARTING, _STOPPED = threading.Lock(), threading.Event()
 
 
 def _call(program: str, arguments: list[str], workdir: pathlib.Path) -> None:
     log = workdir.parent / f"{workdir.name}.log"
-    with log.open("ab") as file:
+    with log.open("ab") as file, _STARTING:
+        if _STOPPED.is_set():
+            raise RuntimeError(f"{workdir} was not begun; the same command begins with it")
         file.write(f"$ rtseg_jax.{program} {shlex.join(arguments)}\n".encode())
         file.flush()
         process = subprocess.Popen(
@@ -250,7 +254,7 @@ def _call(program: str, arguments: list[str], workdir: pathlib.Path) -> None:
             env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ},
             start_new_session=True,  # a signal comes once, from here; a second one would not let it save
         )
-    _RUNNING.add(process)
+        _RUNNING.add(process)
     process.wait()
     _RUNNING.discard(process)
     if process.returncode:
@@ -278,10 +282,10 @@ def run_all(
         return train(name, seed, root, runs, more)
 
     with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
-        for name, seed in todo:
-            trained[name, seed] = pool.submit(one, name, seed)
-        names = {future: key for key, future in trained.items()}
         try:
+            for name, seed in todo:
+                trained[name, seed] = pool.submit(one, name, seed)
+            names = {future: key for key, future in trained.items()}
             for future in concurrent.futures.as_completed(names):
                 name, seed = names[future]
                 try:
@@ -296,8 +300,10 @@ def run_all(
                 print(f"{name}, seed {seed}: test mIoU {percent(record['test_miou'])}", flush=True)
         except KeyboardInterrupt:  # what waits never begins, what runs saves
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(_RUNNING):
-                process.terminate()
+            with _STARTING:
+                _STOPPED.set()
+                for process in list(_RUNNING):
+                    process.terminate()
             raise
     return failed
 

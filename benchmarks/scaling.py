@@ -4,7 +4,8 @@ python benchmarks/scaling.py --output=benchmarks/scaling.md
 
 The step of each paper network, with its Cityscapes config, is compiled for four virtual CPU devices, and its
 all-reduces are read out of the program; that it holds no other kind of message is checked. How long they take on a cluster is
-computed, not measured: from the rates and latencies that the flags give, without any overlap, so it is a bound.
+computed, not measured: from the rates and latencies that the flags give, without any overlap, for steps in which OHEM's
+threshold suffices and does not have to be searched for.
 """
 
 import argparse
@@ -205,7 +206,8 @@ def main() -> None:
             "## What a step sends\n",
             f"Counted in the program that XLA compiles for {DEVICES} devices: sums over all of them, and nothing else. The",
             "gradients are 4 bytes per parameter; the rest are the norms' sums, forward and backward, and the loss's. GPUs'",
-            "XLA joins neighbouring sums into one, so the number of messages is at most this.\n",
+            "XLA joins neighbouring sums into one, so the number of messages is at most this, as long as OHEM's threshold suffices:",
+            "where too few pixels are hard, its search for another adds 30 sums of 4 bytes to each such term of the loss.\n",
             *tables.header(
                 "network",
                 "parameters / M",

@@ -5,6 +5,7 @@ Arguments, any of each kind, separated by commas (the first is the default):
     data set   nyuv2 | ade20k | cityscapes | camvid | streets
     stage      scratch     all weights are drawn, BatchNorm learns its statistics
                pretrained  the trunk goes on from --config.init_from.file=ImageNet weights, or another run's workdir
+                           (of a MobileNetV2 from scratch with --config.model.options.expand_first=True, see below)
     rows       carnet | scloss | carmodule | bs: Table 5, from the whole network down to trunk and classifier
     length     full | smoke
 

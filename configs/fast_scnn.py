@@ -4,6 +4,7 @@ Arguments: cityscapes | camvid | streets, full | smoke. The schedule is Fast-SCN
 with momentum 0.9, poly with power 0.9, batch 12, L2 4e-5 but on depth-wise convolutions, scales from 0.5 to 2, flips,
 colour noise, cross-entropy. Readings:
   * no auxiliary losses (the paper has two, of weight 0.4): their heads are not described;
+  * scales are drawn log-uniformly;
   * crops of 512x1024, and a jitter of brightness, contrast and saturation by 0.4; pixels are normalised as for ImageNet;
   * CamVid is not in the paper: crops of the whole 360x480, all else the same.
 """
@@ -24,6 +25,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         config.num_epochs = 1000
         config.augment.crop = (512, 1024)
         config.augment.scale_range = (0.5, 2.0)
+        config.augment.scale_law = "log_uniform"
         config.augment.jitter = (0.4, 0.4, 0.4)
         config.augment.mean = common.IMAGENET_MEAN
         config.augment.std = common.IMAGENET_STD

@@ -349,12 +349,13 @@ def test_the_last_line_counts_and_resuming_asks_for_the_same_code(tmp_path):
     case = {**REQUEST, "model": "asap", "height": 512, "width": 1024, "batch": 1}
     case |= {"num_classes": 19, "device": "gpu", "tf32": "on", "train": False}
     rivals = [{"backend": "jax", "variant": "frozen", "flags": None}]
-    assert bench.done(both, case, rivals, ["throughput"])
-    assert not bench.done(both, case, rivals, ["throughput", "e2e"])
-    assert not bench.done(both, {**case, "height": 360}, rivals, ["throughput"])
-    assert not bench.done(both, {**case, "device": "cpu"}, rivals, ["throughput"])
+    assert bench.done(both, case, rivals, ["throughput"], "H200")
+    assert not bench.done(both, case, rivals, ["throughput", "e2e"], "H200")
+    assert not bench.done(both, {**case, "height": 360}, rivals, ["throughput"], "H200")
+    assert not bench.done(both, {**case, "device": "cpu"}, rivals, ["throughput"], "H200")
     other = [{**x, "code": "0123456789"} for x in both]
-    assert not bench.done(other, case, rivals, ["throughput"])
+    assert not bench.done(other, case, rivals, ["throughput"], "H200")
+    assert not bench.done(both, case, rivals, ["throughput"], "A100")
 
 
 def test_rivals_suit_device_and_type():
@@ -367,6 +368,7 @@ def test_rivals_suit_device_and_type():
     assert names(device="gpu", dtype="bfloat16") == [
         *("jax frozen", "torch channels_last", "torch cuda_graph")
     ]
+    assert not [name for name in names(device="gpu") if "onnxruntime" in name]
     assert names(device="gpu", train=True) == ["jax step", *torch]
     assert names(["jax"], sets=["--a", "--b"]) == ["jax frozen", "jax frozen --a", "jax frozen --b"]
     assert names(["torch"], chosen=["compile"]) == ["torch compile"]

@@ -62,8 +62,8 @@ class ContextualAttentionRefinement(nn.Module):
         self, low: torch.Tensor, high: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Two maps [b, c, h, w] -> the fused one, and in training the logits [b, k]."""
-        pooled = F.adaptive_avg_pool2d(torch.cat([low, high], dim=1), 1)
-        z = F.relu(self.context(pooled))
+        pooled = [F.adaptive_avg_pool2d(x, 1) for x in (low, high)]
+        z = F.relu(self.context(torch.cat(pooled, dim=1)))
         fused = torch.sigmoid(self.attention(z)) * low + high
         return fused, self.semantic(z).flatten(1) if self.training else None
 
