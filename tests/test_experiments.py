@@ -194,6 +194,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_driver_lets_its_runs_save_and_begins_no_others(tmp_path, number):
     runs, lines = tmp_path / "runs", tmp_path / "lines.jsonl"
