@@ -134,7 +134,8 @@ def load(
     if tolerate is not None:
         dataset = tolerate(dataset)
     arguments = {"name": name, "source": source, "annotation": annotation, "classes": classes}
-    arguments |= {"root": os.path.abspath(os.path.expanduser(root or "")), "label_map": label_map}
+    place = os.path.abspath(os.path.expanduser(root)) if root else ""
+    arguments |= {"root": place, "label_map": label_map}
     arguments |= {"ignore": ignore, "size": size, "num_examples": num_examples}
     if name == "streets":
         arguments["seed"] = seed

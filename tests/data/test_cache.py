@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rtseg_jax import data
 from rtseg_jax.data import cache, pipeline, spec
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -150,6 +151,16 @@ def test_arguments_have_copies_of_their_own(files, folder):
         assert files.packed(folder, **arguments)[1] == N + 1
         assert files.packed(folder, **arguments)[1] == 0
     assert len(copies(folder)) == 3
+
+
+def test_streets_share_a_copy_wherever_they_are_drawn(tmp_path, monkeypatch):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        data.load(
+            "streets", root="", split="val", size=(32, 64), num_examples=2, cache=str(tmp_path)
+        )
+    assert len(list(tmp_path.glob("streets-*"))) == 1
 
 
 def test_a_link_to_a_changed_file(files, folder, tmp_path):
