@@ -124,20 +124,13 @@ def classifier(
     def classes(frame: Image3) -> Label:
         size = frame.shape[:2]
         h, w = view.resized or size
-        resized = _resized(frame, (h, w), Image.Resampling.BILINEAR)
+        resized = spec.resize_image(frame, (h, w))
         bottom, right = np.subtract(view.given(size), (h, w))
         padded = np.pad(resized, ((0, bottom), (0, right), (0, 0)), mode="edge")
         ids = np.asarray(classify(padded[None]))[0, :h, :w]
-        return _resized(ids, size, Image.Resampling.NEAREST)
+        return spec.resize_label(ids, size)
 
     return classes, evaluate.class_table(workdir, config)
-
-
-def _resized(array: np.ndarray, size: Pair, how: Image.Resampling) -> np.ndarray:
-    """A frame or class map at (h, w), by the filter that spec.resized() has for it."""
-    if array.shape[:2] == size:
-        return array
-    return np.asarray(Image.fromarray(array).resize(size[::-1], how))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,9 +234,8 @@ def _size(path: pathlib.Path) -> Pair:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 (w, h), orientation = image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
-                turned = (
-                    orientation in (5, 6, 7, 8) and image.format != "TIFF"
-                )  # Pillow turns these
+                # Pillow has turned a TIFF already.
+                turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(
             f"{path}: more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels; make it smaller"
@@ -259,7 +251,7 @@ def read_frame(path: pathlib.Path) -> Image3:
     Raises:
         DataError: as of spec.read_image(), or more pixels than Pillow takes for harmless.
     """
-    _size(path)
+    _size(path)  # refuses one that is too large, before it is decoded
     return spec.read_image(path, upright=True)
 
 

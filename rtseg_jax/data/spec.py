@@ -141,14 +141,24 @@ def where(dataset: Dataset, i: int) -> str:
     return f"{dataset.table.name} {dataset.split} image {dataset.name(i)}"
 
 
-def _resize(image: Image3, label: Label, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    image = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
-    label = Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST)
-    return np.asarray(image), np.asarray(label)
+def resize_image(image: Image3, size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """An image at (h, w) in pixels, by Pillow's antialiased bilinear filter."""
+    return _resize(image, size, Image.Resampling.BILINEAR)
+
+
+def resize_label(label: Label, size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2"]:
+    """A label or class map at (h, w) in pixels, by the nearest."""
+    return _resize(label, size, Image.Resampling.NEAREST)
+
+
+def _resize(array: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
+    if array.shape[:2] == size:
+        return array
+    return np.asarray(Image.fromarray(array).resize(size[::-1], how))
 
 
 def resized(dataset: Dataset, size: tuple[int, int]) -> Dataset:
-    """The dataset at another size: images by Pillow's antialiased bilinear filter, labels by nearest.
+    """The dataset at another size, as of `resize_image` and `resize_label`.
 
     ERFNet trains and is scored on Cityscapes halved like this.
 
@@ -159,7 +169,7 @@ def resized(dataset: Dataset, size: tuple[int, int]) -> Dataset:
 
     def load(i: int) -> tuple[np.ndarray, np.ndarray]:
         image, label = dataset.load(i)
-        return (image, label) if label.shape == size else _resize(image, label, size)
+        return resize_image(image, size), resize_label(label, size)
 
     return dataclasses.replace(dataset, size=size, load=load)
 
@@ -185,7 +195,7 @@ def on_canvas(dataset: Dataset, canvas: tuple[int, int]) -> Dataset:
         shrink = min(1.0, *(room / side for room, side in zip(canvas, label.shape, strict=True)))
         if shrink < 1:
             size = tuple(max(1, round(shrink * side)) for side in label.shape)
-            image, label = _resize(image, label, size)
+            image, label = resize_image(image, size), resize_label(label, size)
         h, w = label.shape
         wide_image = np.zeros((*canvas, 3), np.uint8)
         wide_label = np.full(canvas, OUTSIDE, np.uint8)
