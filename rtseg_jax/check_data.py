@@ -342,7 +342,7 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"unexpected argument '{argv[1]}'; flags are --config and --output")
     if _FLAGS["config"].value is None:
         raise ValueError("give --config=FILE[:ARGUMENT]")
-    output = pathlib.Path(_FLAGS["output"].value).expanduser().absolute()
+    output = settings.path(_FLAGS["output"].value)
     problems = check(_FLAGS["config"].value, output)
     if not problems:
         print("\nnothing is wrong")

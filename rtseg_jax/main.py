@@ -18,6 +18,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
 _STOPPED_EXIT_CODE = flags.DEFINE_integer(
     "stopped_exit_code",
     0,
@@ -25,7 +26,6 @@ _STOPPED_EXIT_CODE = flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=255,
 )
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
 
 
 def main(argv: list[str]) -> None:

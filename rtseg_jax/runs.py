@@ -122,12 +122,13 @@ def _read_json(path: pathlib.Path) -> Any:
 
 
 def _find_evaluation(workdir: pathlib.Path, given: str) -> pathlib.Path:
-    for path in (workdir / given, settings.path(given)):
+    elsewhere = settings.path(given)
+    for path in (workdir / given, elsewhere):
         for file in (path, path / "evaluation.json"):
             if file.is_file():
                 return file
     raise FileNotFoundError(
-        f"no evaluation.json at {workdir / given}, nor at {os.path.abspath(given)};"
+        f"no evaluation.json at {workdir / given}, nor at {elsewhere};"
         " python -m rtseg_jax.evaluate writes one"
     )
 

@@ -243,7 +243,7 @@ def make_train_step(
 
 
 def _make_workdir(workdir: str) -> pathlib.Path:
-    path = pathlib.Path(workdir).expanduser().absolute()
+    path = settings.path(workdir)
     if not path.parent.is_dir():
         raise FileNotFoundError(
             f"workdir {path}: its parent folder does not exist; create it first"
@@ -364,7 +364,7 @@ def _init_from_run(
 
     EACNet is trained this way (Section 4.1): the backbone first, then the whole network from its weights.
     """
-    source = pathlib.Path(config.init_from.workdir).expanduser().absolute()
+    source = settings.path(config.init_from.workdir)
     _, _, given, at = evaluate.load_run(source, config.init_from.checkpoint)
     wanted = config.init_from.modules
     variables = {"params": state.params, "batch_stats": state.batch_stats}
