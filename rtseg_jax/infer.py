@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +16,9 @@ from jax.sharding import Mesh
 from rtseg_jax import metrics
 from rtseg_jax.augment import normalize
 from rtseg_jax.mesh import replicated, split
-from rtseg_jax.nn.conv import ConvBatchNorm, conv2d, depthwise_conv2d, same_padding
+from rtseg_jax.nn import gpu
+from rtseg_jax.nn.conv import Conv, ConvTranspose, DepthwiseConv
+from rtseg_jax.nn.norm import BatchNorm, BatchNormPReLU
 from rtseg_jax.nn.resize import resize_bilinear, upsample_argmax
 
 Triple = tuple[float, float, float]
@@ -58,48 +61,67 @@ def jit_eval_step(mesh: Mesh, *, model: nn.Module, num_classes: int, **options: 
         counts = metrics.confusion_matrix(labels.astype(jnp.int32), classes, num_classes, mask)
         return counts, classes
 
-    return jax.jit(step, in_shardings=(whole, rows, rows, rows), out_shardings=(whole, rows))
+    return jax.jit(
+        step,
+        in_shardings=(whole, rows, rows, rows),
+        out_shardings=(whole, rows),
+        compiler_options=gpu.compiler_options(mesh.devices.flat[0]),
+    )
 
 
-def fold(variables: Mapping[str, Any], epsilon: float) -> tuple[np.ndarray, np.ndarray]:
-    """One convolution in place of a ConvBatchNorm's two operations, computed in float64.
+def fold(
+    conv: Mapping[str, Any], norm: Mapping[str, Any], epsilon: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias of the convolution that does what a convolution and the BatchNorm after it do; in float64.
 
     Args:
-        variables: The block's {"params": {"conv", "norm"}, "batch_stats": {"norm"}}.
-        epsilon: Of its BatchNorm.
+        conv: The convolution's parameters, {"kernel"} or {"kernel", "bias"}.
+        norm: The norm's parameters and running statistics, {"scale", "bias", "mean", "var"}.
+        epsilon: The norm's epsilon.
 
     Returns:
-        kernel (kh, kw, ci, co) and bias (co,), float32.
+        The kernel, in its own shape, and the bias (co,), both float32.
     """
-    conv, norm = variables["params"]["conv"], variables["params"]["norm"]
-    stats = variables["batch_stats"]["norm"]
-    conv, norm, stats = jax.tree.map(lambda v: np.asarray(v, np.float64), (conv, norm, stats))
-    factor = norm["scale"] / np.sqrt(stats["var"] + epsilon)
-    bias = norm["bias"] + (conv.get("bias", 0.0) - stats["mean"]) * factor
+    conv, norm = jax.tree.map(lambda v: np.asarray(v, np.float64), (dict(conv), dict(norm)))
+    factor = norm["scale"] / np.sqrt(norm["var"] + epsilon)
+    bias = norm["bias"] + (conv.get("bias", 0.0) - norm["mean"]) * factor
     return (conv["kernel"] * factor).astype(np.float32), bias.astype(np.float32)
 
 
 def folding(variables: Mapping[str, Any]) -> Callable:
-    """An interceptor of method calls that runs every ConvBatchNorm as the one convolution it is after training."""
+    """An interceptor of method calls that computes a norm and the convolution right before it as one convolution.
+
+    "Right before" is asked of the arrays: the norm's input is the very one that a convolution returned. Nothing reads
+    that array then, and it is not computed.
+    """
+    convolved = {}  # id of a result -> the convolution, its input, and the result, which keeps the id its own
+
+    def own(module):
+        trees = [
+            functools.reduce(lambda t, k: t.get(k, {}), module.path, variables[c])
+            for c in variables
+        ]
+        return functools.reduce(operator.or_, trees)
 
     def intercept(call, args, kwargs, context):
-        block = context.module
-        if not isinstance(block, ConvBatchNorm) or context.method_name != "__call__":
+        module = context.module
+        if context.method_name != "__call__":
             return call(*args, **kwargs)
-        own = {
-            name: functools.reduce(dict.get, block.path, tree) for name, tree in variables.items()
-        }
-        kernel, bias = fold(own, block.epsilon)
-        convolve = depthwise_conv2d if block.features is None else conv2d
-        y = convolve(
-            args[0].astype(block.dtype),
-            jnp.asarray(kernel.astype(block.dtype)),
-            strides=block.strides,
-            padding=same_padding(block.kernel_size, block.kernel_dilation),
-            kernel_dilation=block.kernel_dilation,
-        )
-        y = (y.astype(jnp.float32) + bias.reshape(1, 1, 1, -1)).astype(block.dtype)
-        return y if block.activation is None else block.activation(y)
+        if isinstance(module, (BatchNorm, BatchNormPReLU)) and id(args[0]) in convolved:
+            conv, x, _ = convolved[id(args[0])]
+            norm = own(module)
+            kernel, bias = fold(own(conv), norm, module.epsilon)
+            params = {"kernel": jnp.asarray(kernel.astype(conv.dtype)), "bias": jnp.asarray(bias)}
+            y = conv.clone(parent=None, name=None, use_bias=True).apply({"params": params}, x)
+            if not isinstance(module, BatchNormPReLU):
+                return y
+            # Not a choice between y and its multiple, which XLA would compute with a second convolution on a GPU.
+            slope = norm["slope"].astype(y.dtype).reshape(1, 1, 1, -1)
+            return jnp.maximum(y, 0) + slope * jnp.minimum(y, 0)
+        result = call(*args, **kwargs)
+        if isinstance(module, (Conv, DepthwiseConv, ConvTranspose)):
+            convolved[id(result)] = module, args[0], result
+        return result
 
     return intercept
 
@@ -205,7 +227,8 @@ def freeze(
         (*shape, 3), jnp.uint8, sharding=jax.sharding.SingleDeviceSharding(device)
     )
     start = time.perf_counter()
-    compiled = jax.jit(program(model, variables, **options)).lower(frames).compile()
+    lowered = jax.jit(program(model, variables, **options)).lower(frames)
+    compiled = lowered.compile(compiler_options=gpu.compiler_options(device))
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     return Frozen(frames.shape, compiled, seconds, memory.temp_size_in_bytes if memory else 0)

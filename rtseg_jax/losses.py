@@ -10,7 +10,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from rtseg_jax.labels import IGNORE
-from rtseg_jax.nn.resize import bilinear_matrix
+from rtseg_jax.nn.forms import Form, by_platform
+from rtseg_jax.nn.resize import bilinear_matrix, resize_bilinear
 
 
 def upsample_class_maps(
@@ -18,18 +19,27 @@ def upsample_class_maps(
 ) -> Float[Array, "b k height width"]:
     """Bilinear upsampling to (height, width), half-pixel centres, with the classes moved in front.
 
-    One plane per class lets softmax and its gradient run over whole rows: at full size that is several times
-    faster on a CPU than reducing over a last axis of 11 or 19. Two matrix products keep the planes in this order,
-    forward and backward.
+    One plane per class lets softmax and its gradient run over whole rows: at full size that is several times faster on a
+    CPU than reducing over a last axis of 11 or 19. There two matrix products keep the planes in this order, forward and
+    backward; elsewhere the planes are interpolated as resize_bilinear() does it.
     """
-    b, h, w, k = logits.shape
-    if (h, w) == tuple(size):
+    if logits.shape[1:3] == tuple(size):
         return jnp.moveaxis(logits, -1, 1)
+
+    def resized(logits):
+        return jnp.moveaxis(resize_bilinear(logits, size), -1, 1)
+
+    by_matrices = functools.partial(_by_matrices, size=size)
+    return by_platform(logits, default=Form(resized), cpu=Form(by_matrices))
+
+
+def _by_matrices(logits, size):
+    b, h, w, k = logits.shape
     rows, columns = bilinear_matrix(h, size[0]), bilinear_matrix(w, size[1])
     planes = jnp.moveaxis(logits.astype(jnp.float32), -1, 1).reshape(-1, w)
-    planes = jnp.matmul(planes, columns.T, precision="highest").reshape(b * k, h, size[1])
+    planes = jnp.matmul(planes, columns.T).reshape(b * k, h, size[1])
     rows = jnp.broadcast_to(rows.reshape(1, *rows.shape), (b * k, *rows.shape))
-    return jnp.matmul(rows, planes, precision="highest").reshape(b, k, *size).astype(logits.dtype)
+    return jnp.matmul(rows, planes).reshape(b, k, *size).astype(logits.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from rtseg_jax import losses
 from rtseg_jax.augment import augment
 from rtseg_jax.mesh import replicated, split
+from rtseg_jax.nn import gpu
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -250,5 +251,9 @@ def jit_train_step(mesh: Mesh, gather: Callable | None = None, **options: Any) -
 
     frames = rows if gather is None else None  # a resident set stays wherever it was put
     return jax.jit(
-        step, in_shardings=(whole, frames, rows), out_shardings=(whole, whole), donate_argnums=0
+        step,
+        in_shardings=(whole, frames, rows),
+        out_shardings=(whole, whole),
+        donate_argnums=0,
+        compiler_options=gpu.compiler_options(mesh.devices.flat[0], training=True),
     )

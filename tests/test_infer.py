@@ -2,13 +2,15 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rtseg_jax import infer, mesh, models
-from rtseg_jax.nn.conv import ConvBatchNorm
+from rtseg_jax.nn.conv import Conv, ConvTranspose, DepthwiseConv
+from rtseg_jax.nn.norm import BatchNorm, BatchNormPReLU
 from rtseg_jax.nn.resize import resize_bilinear, upsample_argmax
 from tests.models.filling import filled
 
@@ -83,33 +85,60 @@ def test_a_network_can_see_the_frames_at_another_size():
     assert jax.eval_shape(program, frames()).shape == (1, 8, 8, 11)
 
 
-@pytest.mark.parametrize("features, use_bias", [(5, False), (5, True), (None, False)])
-def test_folding_is_exact(features, use_bias):
-    block = ConvBatchNorm(features, (3, 3), use_bias=use_bias, epsilon=1e-3)
-    x = np.random.default_rng(0).normal(size=(2, 7, 9, 4)).astype(np.float32)
-    x = jnp.asarray(x)
-    shapes = jax.eval_shape(functools.partial(block.init, train=False), jax.random.key(0), x)
+@pytest.mark.parametrize(
+    "conv",
+    [
+        Conv(5, use_bias=False),
+        Conv(5, (3, 1), (2, 1)),
+        DepthwiseConv(use_bias=False),
+        ConvTranspose(5, (3, 3), padding=1, output_padding=1),
+    ],
+)
+@pytest.mark.parametrize("norm", [BatchNorm(1e-3), BatchNormPReLU(1e-3)])
+def test_a_norm_right_behind_a_convolution_becomes_a_part_of_it(conv, norm):
+    class Both(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            y = conv.clone(parent=self, name="conv")(x)
+            return norm.clone(parent=self, name="norm")(y, train=False)
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 9, 4)), jnp.float32)
+    shapes = jax.eval_shape(Both().init, jax.random.key(0), x)
     variables = jax.tree.map(jnp.asarray, filled(shapes))
-    kernel, bias = infer.fold(variables, 1e-3)
-    folded = {"params": {"conv": {"kernel": jnp.asarray(kernel), "bias": bias}}}
-    plain = ConvBatchNorm(features, (3, 3), use_bias=True, epsilon=0.0)
-    neutral = {
-        "params": {**folded["params"], "norm": {"scale": np.ones_like(bias), "bias": 0 * bias}},
-        "batch_stats": {"norm": {"mean": 0 * bias, "var": np.ones_like(bias)}},
-    }
-    np.testing.assert_allclose(
-        plain.apply(neutral, x, train=False), block.apply(variables, x, train=False), atol=2e-6
-    )
+
+    def folded(x):
+        with nn.intercept_methods(infer.folding(variables)):
+            return Both().apply(variables, x)
+
+    assert "rsqrt" not in str(jax.make_jaxpr(folded)(x))
+    np.testing.assert_allclose(folded(x), Both().apply(variables, x), rtol=1e-5, atol=5e-6)
 
 
-def test_folding_leaves_no_normalisation_behind():
-    """Of a network whose norms all follow a convolution, rsqrt is gone from the program."""
-    model, variables = network("carnet_mobilenet")
+def test_a_norm_of_something_else_is_left_alone():
+    class Sum(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            y = Conv(4, name="conv")(x)
+            return BatchNorm(1e-3, name="norm")(y + x, train=False)
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 7, 9, 4)), jnp.float32)
+    variables = jax.tree.map(jnp.asarray, filled(jax.eval_shape(Sum().init, jax.random.key(0), x)))
+    with nn.intercept_methods(infer.folding(variables)):
+        y = Sum().apply(variables, x)
+    np.testing.assert_array_equal(y, Sum().apply(variables, x))
+
+
+@pytest.mark.parametrize(
+    ("variant", "left"),
+    [("carnet_mobilenet", 0), ("erfnet", 3)],  # ERFNet's downsampling has a norm of a concatenation
+)
+def test_folding_leaves_no_norm_of_a_convolution_behind(variant, left):
+    model, variables = network(variant)
     program = infer.program(model, variables, mean=MEAN, std=STD, output="scores")
     assert "rsqrt" in str(
         jax.make_jaxpr(lambda x: infer.scores(model, variables, x, mean=MEAN, std=STD))(frames())
     )
-    assert "rsqrt" not in str(jax.make_jaxpr(program)(frames()))
+    assert str(jax.make_jaxpr(program)(frames())).count("rsqrt") == left
 
 
 def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():

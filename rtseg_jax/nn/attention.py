@@ -1,6 +1,7 @@
 """Dot-product attention that never holds the whole score matrix."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from rtseg_jax.nn.form import is_portable, named
+from rtseg_jax.nn import gpu
 
 _observers: list[Callable[..., None]] = []
 
@@ -30,22 +31,31 @@ def dot_product_attention(
     *,
     scale: float = 1.0,
     block_size: int = 1024,
-    impl: str = "auto",
 ) -> Float[Array, "b n d"]:
     """softmax(scale Q K') V, with float32 scores and softmax; the result has value's dtype.
 
-    "auto" takes `block_size` queries at a time and recomputes their scores in the gradient, so that memory is
-    b * block_size * m and not b * n * m; "portable" is one block.
+    It takes `block_size` queries at a time and recomputes their scores in the gradient, so that memory is
+    b * block_size * m and not b * n * m. Where nothing is differentiated and a GPU has the one for it, a single kernel
+    takes the place of the blocks.
     """
-    plain = is_portable(impl)
-    softmax = named("softmax", jax.nn.softmax) if plain else jax.nn.softmax
-
     for observer in _observers:
         observer(query.shape, key.shape, value.shape)
+    blocks = functools.partial(_in_blocks, scale=scale, block_size=block_size)
+    if not gpu.has_flash_attention(query.dtype):
+        return blocks(query, key, value)
+    flash = functools.partial(gpu.flash_attention, scale=scale)
+    attend = jax.custom_vjp(
+        lambda *operands: lax.platform_dependent(*operands, cuda=flash, default=blocks)
+    )
+    attend.defvjp(lambda *operands: jax.vjp(blocks, *operands), lambda pullback, g: pullback(g))
+    return attend(query, key, value)
 
+
+def _in_blocks(query, key, value, scale, block_size):
+    @jax.checkpoint
     def attend(block):
         scores = jnp.einsum("bnc,bmc->bnm", block, key, preferred_element_type=jnp.float32)
-        weights = softmax(scores * scale)
+        weights = jax.nn.softmax(scores * scale)
         return jnp.einsum(
             "bnm,bmd->bnd",
             weights.astype(value.dtype),
@@ -54,9 +64,6 @@ def dot_product_attention(
         ).astype(value.dtype)
 
     b, n, c = query.shape
-    if plain:
-        return attend(query)
-    attend = jax.checkpoint(attend)
     if n <= block_size:
         return attend(query)
     blocks = -(-n // block_size)

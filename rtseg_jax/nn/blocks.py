@@ -10,7 +10,6 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from rtseg_jax.nn.conv import Conv, ConvBatchNorm, Initializer, kaiming_normal_fan_out
-from rtseg_jax.nn.form import is_portable
 from rtseg_jax.nn.pool import max_pool
 
 
@@ -22,8 +21,6 @@ def add_relu(y: Float[Array, "*shape"], x: Float[Array, "*shape"]) -> Float[Arra
     each loop that reads it, and the sum below it with it: every shortcut would go back through all blocks before it. A
     sum of two arrays that is read by a convolution too is computed once.
     """
-    if is_portable():
-        return nn.relu(y + x)
     return lax.platform_dependent(
         y, x, cpu=lambda y, x: jnp.maximum(y, -x) + x, default=lambda y, x: nn.relu(y + x)
     )

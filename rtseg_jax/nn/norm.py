@@ -8,18 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from rtseg_jax.nn.form import is_portable, named
+from rtseg_jax.nn import cpu, gpu
 
 
 def _row(per_channel):
     return per_channel.reshape(1, 1, 1, -1)
-
-
-def _moments(x):
-    """Mean and biased variance per channel; the variance is centred, so it cannot cancel."""
-    x = x.astype(jnp.float32)
-    mean = x.mean((0, 1, 2))
-    return mean, jnp.square(x - _row(mean)).mean((0, 1, 2))
 
 
 def _affine(x, mean, var, scale, bias, epsilon):
@@ -28,62 +21,35 @@ def _affine(x, mean, var, scale, bias, epsilon):
 
 
 def _prelu(x, slope):
-    if slope is None:
-        return x
-
-    def prelu(x, slope):
-        return jnp.where(x > 0, x, slope * x)
-
-    return (named("prelu", prelu) if is_portable() else prelu)(x, _row(slope))
+    return x if slope is None else jnp.where(x > 0, x, _row(slope) * x)
 
 
-def _plain(x, scale, bias, slope, epsilon):
-    mean, var = _moments(x)
-    return _prelu(_affine(x, mean, var, scale, bias, epsilon), slope).astype(x.dtype), mean, var
+def _normalise(x, scale, bias, slope, epsilon, about):
+    """Normalises x with its own mean and variance, and returns these: in one program with its gradient.
 
-
-def _fused(x, scale, bias, slope, epsilon):
-    """_plain with the closed-form gradient, which keeps x instead of every intermediate.
-
-    The gradient does not pass through the returned mean and variance.
+    Kept for the gradient are x and the statistics, not every intermediate. It does not pass through the returned mean
+    and variance.
     """
 
-    @jax.custom_vjp
     def apply(x, scale, bias, slope):
-        return _plain(x, scale, bias, slope, epsilon)
+        mean, var = lax.platform_dependent(
+            x, about, cpu=lambda x, _: cpu.moments(x), default=gpu.moments
+        )
+        y = _prelu(_affine(x, mean, var, scale, bias, epsilon), slope).astype(x.dtype)
+        return y, mean, var
 
     def forward(x, scale, bias, slope):
         y, mean, var = apply(x, scale, bias, slope)
         return (y, mean, var), (x, mean, lax.rsqrt(var + epsilon), scale, bias, slope)
 
     def backward(saved, cotangents):
-        x, mean, inverse, scale, bias, slope = saved
-        g = cotangents[0].astype(jnp.float32)
-        count = x.size // x.shape[-1]
-        x32 = x.astype(jnp.float32)
-        # Sums of one array or of a product of two need no full-size intermediate.
-        d_bias = g.sum((0, 1, 2))
-        d_scale, d_slope = (g * x32).sum((0, 1, 2)) - mean * d_bias, None
-        if slope is not None:
-            factor = scale * inverse
-            positive = x32 * _row(factor) + _row(bias - mean * factor) > 0
-            blocked = jnp.where(positive, 0.0, g)
-            sum_blocked = blocked.sum((0, 1, 2))
-            product_blocked = (blocked * x32).sum((0, 1, 2)) - mean * sum_blocked
-            d_slope = scale * inverse * product_blocked + bias * sum_blocked
-            d_bias = d_bias - (1 - slope) * sum_blocked
-            d_scale = d_scale - (1 - slope) * product_blocked
-            g = g - _row(1 - slope) * blocked
-        d_scale = inverse * d_scale
-        factor = scale * inverse
-        along_x = factor * inverse * d_scale / count
-        d_x = (
-            g * _row(factor) - x32 * _row(along_x) + _row(mean * along_x - factor * d_bias / count)
+        return lax.platform_dependent(
+            *saved, cotangents[0], cpu=cpu.norm_gradients, default=gpu.norm_gradients
         )
-        return d_x.astype(x.dtype), d_scale, d_bias, d_slope
 
-    apply.defvjp(forward, backward)
-    return apply(x, scale, bias, slope)
+    differentiable = jax.custom_vjp(apply)
+    differentiable.defvjp(forward, backward)
+    return differentiable(x, scale, bias, slope)
 
 
 def _batch_norm(module, x, slope, train):
@@ -98,8 +64,7 @@ def _batch_norm(module, x, slope, train):
         mean, var = running_mean.value, running_var.value
         y = _affine(x, mean, var, scale, bias, module.epsilon)
         return _prelu(y, slope).astype(module.dtype)
-    normalise = _plain if is_portable() else _fused
-    y, mean, var = normalise(x, scale, bias, slope, module.epsilon)
+    y, mean, var = _normalise(x, scale, bias, slope, module.epsilon, running_mean.value)
     if not module.is_initializing():
         m = module.momentum
         running_mean.value = m * running_mean.value + (1 - m) * lax.stop_gradient(mean)

@@ -2,16 +2,13 @@
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from rtseg_jax.nn.form import is_portable, named
-
-Pair = tuple[int, int]
+from rtseg_jax.nn.forms import Pair
 
 
 def _output_size(size: int, window: int, stride: int, padding: int, ceil_mode: bool) -> int:
@@ -42,12 +39,22 @@ def _first_maxima(x, axis, window, stride):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _max_pool(x, window, strides, pads):
-    """Rows, then columns, of x padded once by -inf (or cropped, below 0): padding between the two is slow on CPUs."""
-    return _max_pool_forward(x, window, strides, pads)[0]
+    """The maxima of windows of x padded by -inf (or cropped, below 0)."""
+
+    def whole(x):
+        crop = [(0, 0, 0), *((min(low, 0), min(high, 0), 0) for low, high in pads), (0, 0, 0)]
+        around = [(0, 0), *((max(low, 0), max(high, 0)) for low, high in pads), (0, 0)]
+        low = jnp.asarray(-jnp.inf, x.dtype)
+        x = lax.pad(x, low, crop)
+        return lax.reduce_window(x, low, lax.max, (1, *window, 1), (1, *strides, 1), around)
+
+    in_two = lambda x: _max_pool_forward(x, window, strides, pads)[0]  # noqa: E731
+    return lax.platform_dependent(x, cpu=in_two, default=whole)
 
 
 def _max_pool_forward(x, window, strides, pads):
-    # The places are kept: autodiff would keep a mask for each comparison.
+    # Rows, then columns, padded once: padding between the two is slow on CPUs. The places of the maxima are kept, where
+    # autodiff would keep a mask for each comparison.
     x = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), [(0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)])
     y, columns = _first_maxima(x, 2, window[1], strides[1])
     y, rows = _first_maxima(y, 1, window[0], strides[0])
@@ -87,9 +94,8 @@ def max_pool(
     padding: Pair = (0, 0),
     *,
     ceil_mode: bool = False,
-    impl: str = "auto",
 ) -> Float[Array, "b h2 w2 c"]:
-    """Torch's max_pool2d; "auto" pools rows, then columns. The gradient goes to the first maximum.
+    """Torch's max_pool2d. The gradient goes to the first maximum.
 
     Args:
         x: The input; padding is -inf.
@@ -97,15 +103,12 @@ def max_pool(
         strides: (h, w) in pixels.
         padding: On each side, (h, w).
         ceil_mode: Round the output size up: a last window may hang over the bottom or right border.
-        impl: "auto" or "portable".
     """
     pads = []
     for size, k, s, p in zip(x.shape[1:3], window, strides, padding, strict=True):
         n = _output_size(size, k, s, p, ceil_mode)
         # Below 0 where the last windows end before the border.
         pads.append((p, (n - 1) * s + k - size - p))
-    if is_portable(impl):
-        return nn.max_pool(x, window, strides, [(low, max(high, 0)) for low, high in pads])
     return _max_pool(x, tuple(window), tuple(strides), tuple(pads))
 
 
@@ -114,15 +117,9 @@ def avg_pool(
     window: Pair,
     strides: Pair,
     padding: Pair = (0, 0),
-    *,
-    impl: str = "auto",
 ) -> Float[Array, "b h2 w2 c"]:
     """Torch's avg_pool2d, floor mode; the padding's zeros count in the mean (count_include_pad)."""
-    plain = is_portable(impl)
-    pads = [(p, p) for p in padding]
-    if plain:
-        return named("avg_pool", lambda x: nn.avg_pool(x, window, strides, pads))(x)
-    x = jnp.pad(x, [(0, 0), *pads, (0, 0)])
+    x = jnp.pad(x, [(0, 0), *((p, p) for p in padding), (0, 0)])
     for axis in (1, 0):
         x = functools.reduce(jnp.add, _views(x, axis + 1, window[axis], strides[axis]))
     return x / (window[0] * window[1])

@@ -1,5 +1,6 @@
 """Bilinear resizing as PyTorch's interpolate computes it: no antialiasing."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -7,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, UInt8
-
-from rtseg_jax.nn.form import is_portable, named
 
 
 def _taps(old: int, new: int, align_corners: bool):
@@ -45,14 +44,12 @@ def resize_bilinear(
     x: Float[Array, "b h w c"],
     size: tuple[int, int],
     align_corners: bool = False,
-    *,
-    impl: str = "auto",
 ) -> Float[Array, "b h2 w2 c"]:
     """Resizes to `size` (h, w), interpolating in float32; the result has x's dtype.
 
-    "auto" gathers the two neighbours along each axis, "portable" multiplies by two dense matrices.
+    The two neighbours along each axis are gathered. The gradient multiplies by two dense matrices instead: the transpose
+    of a gather is a scatter, which is slow everywhere.
     """
-    plain = is_portable(impl)
     if x.shape[1:3] == tuple(size):
         return x
     dtype = x.dtype
@@ -63,37 +60,28 @@ def resize_bilinear(
         x = _lerp(x.astype(jnp.float32), 2, size[1], align_corners)
         return _lerp(x, 1, size[0], align_corners).astype(dtype)
 
-    def matmul(x):
-        x = jnp.einsum("bhwc,Ww->bhWc", x.astype(jnp.float32), columns, precision="highest")
-        return jnp.einsum("bhWc,Hh->bHWc", x, rows, precision="highest").astype(dtype)
-
     def transpose(_, g):
         # Columns first: with one channel, as in the losses, that is a matrix product without a transposition.
         b, height, width, c = g.shape
         g = g.astype(jnp.float32)
         if c == 1:
-            g = jnp.matmul(g.reshape(-1, width), columns, precision="highest").reshape(
-                b, height, -1, 1
-            )
+            g = jnp.matmul(g.reshape(-1, width), columns).reshape(b, height, -1, 1)
         else:
-            g = jnp.einsum("bHWc,Ww->bHwc", g, columns, precision="highest")
-        g = jnp.einsum("bHwc,Hh->bhwc", g, rows, precision="highest")
+            g = jnp.einsum("bHWc,Ww->bHwc", g, columns)
+        g = jnp.einsum("bHwc,Hh->bhwc", g, rows)
         return (g.astype(dtype),)
 
-    if plain:
-        return named("resize_align_corners" if align_corners else "resize_half_pixel", matmul)(x)
-    # The transpose of a gather is a scatter, which is slow everywhere.
     resize = jax.custom_vjp(gather)
     resize.defvjp(lambda x: (gather(x), None), transpose)
     return resize(x)
 
 
 def upsample_argmax(
-    logits: Float[Array, "b h w k"], size: tuple[int, int], *, impl: str = "auto"
+    logits: Float[Array, "b h w k"], size: tuple[int, int]
 ) -> UInt8[Array, "b h2 w2"]:
     """The class map of the bilinearly resized logits; among equal classes the first wins.
 
-    "auto" resizes class by class inside a running maximum, so that the full-size logits are never stored.
+    They are resized class by class inside a running maximum, so that the full-size logits are never stored.
 
     Raises:
         ValueError: more than 256 classes, which uint8 cannot number.
@@ -102,14 +90,27 @@ def upsample_argmax(
     if classes > 256:
         raise ValueError(f"{classes} classes do not fit uint8; at most 256")
     logits = logits.astype(jnp.float32)
-    if is_portable(impl):
-        resized = resize_bilinear(logits, size, impl=impl)
-        return jnp.argmax(resized, axis=-1).astype(jnp.uint8)
+    upsample = functools.partial(_argmax_by_columns, size=size)
+    return lax.platform_dependent(
+        logits, cpu=upsample, default=functools.partial(_argmax_at_once, size=size)
+    )
+
+
+def _argmax_at_once(logits, size):
+    """One loop over the pixels, in which each class is interpolated where it is compared: a GPU's form."""
+
+    def score(k):
+        return _lerp(_lerp(logits[..., k], 2, size[1], False), 1, size[0], False)
+
+    return _first_argmax(score, logits.shape[-1])
+
+
+def _argmax_by_columns(logits, size):
+    """The columns first, stored; the rows of one class at a time fuse with the maximum: a CPU's form."""
     (b, old, _, classes), new = logits.shape, size[0]
     factor = 0 if new % (2 * old) else new // old
     if factor:
         logits = jnp.pad(logits, ((0, 0), (1, 1), (0, 0), (0, 0)), mode="edge")
-    # The columns first, as in resize_bilinear; the rows of one class at a time fuse with the maximum.
     maps = jnp.moveaxis(_lerp(logits, 2, size[1], False), -1, 0)  # [k, b, h, w2]
     if not factor:
         return _first_argmax(lambda k: _lerp(maps[k], 1, new, False), classes)

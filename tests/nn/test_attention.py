@@ -33,7 +33,6 @@ def reference(q, k, v, g, scale):
         {"block_size": 8},  # 37 = 4 * 8 + 5
         {"block_size": 37},
         {"block_size": 8, "scale": 0.5},
-        {"impl": "portable", "scale": 0.5},
     ],
 )
 def test_attention_and_its_gradients_match_the_formula(options):
@@ -63,7 +62,7 @@ def test_all_scores_at_once_are_never_held():
 
         return str(jax.make_jaxpr(jax.grad(loss))(arrays[0]))
 
-    assert f"f32[{B},{N},{M}]" in text(impl="portable")
+    assert f"f32[{B},{N},{M}]" in text()
     blocked = text(block_size=8)
     assert f"f32[{B},8,{M}]" in blocked
     assert f"f32[{B},{N},{M}]" not in blocked
@@ -77,8 +76,3 @@ def test_bfloat16_has_float32_scores_and_softmax():
     exact = dot_product_attention(*(a.astype(jnp.float32) for a in arrays))
     # bfloat16 scores near 100 would be off by 0.25, the weights by a quarter.
     np.testing.assert_allclose(y.astype(jnp.float32), exact, rtol=0.02, atol=0.02)
-
-
-def test_unknown_impl_is_refused():
-    with pytest.raises(ValueError, match="unknown impl 'fast'"):
-        dot_product_attention(*(jnp.asarray(a) for a in operands()[:3]), impl="fast")

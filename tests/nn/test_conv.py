@@ -58,13 +58,14 @@ def assert_close(ours, theirs):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("impl", ["auto", "portable"])
 @pytest.mark.parametrize(("kernel_size", "strides", "dilation", "size"), GEOMETRIES)
 @pytest.mark.parametrize("depthwise", [False, True])
-def test_conv_and_its_gradients_match_torch(depthwise, kernel_size, strides, dilation, size, impl):
+def test_conv_and_its_gradients_match_torch(
+    depthwise, kernel_size, strides, dilation, size, platform
+):
     channels = 6
     padding = conv.same_padding(kernel_size, dilation)
-    options = {"strides": strides, "padding": padding, "kernel_dilation": dilation, "impl": impl}
+    options = {"strides": strides, "padding": padding, "kernel_dilation": dilation}
     x = normal(2, *size, channels)
     kernel = normal(*kernel_size, 1 if depthwise else channels, channels if depthwise else 5)
     g = normal(
@@ -86,7 +87,7 @@ def test_conv_and_its_gradients_match_torch(depthwise, kernel_size, strides, dil
 
 
 @pytest.mark.parametrize("size", [(9, 12), (12, 9)])
-def test_stem_of_an_image_matches_torch(size):
+def test_stem_of_an_image_matches_torch(size, platform):
     x, kernel = normal(2, *size, 3), normal(3, 3, 3, 5)
     g = normal(2, *[-(-n // 2) for n in size], 5, seed=1)
     options = {"strides": (2, 2), "padding": (1, 1)}
@@ -103,14 +104,11 @@ def test_padding_that_does_not_keep_the_size():
     assert_close(ours, torch_and_gradients(F.conv2d, x, kernel, g, (3, 2, 0, 1)))
 
 
-@pytest.mark.parametrize("impl", ["auto", "portable"])
 @pytest.mark.parametrize(("k", "padding", "output_padding"), [(3, 1, 1), (2, 0, 0)])
-def test_transposed_conv_and_its_gradients_match_torch(k, padding, output_padding, impl):
+def test_transposed_conv_and_its_gradients_match_torch(k, padding, output_padding, platform):
     x, kernel, g = normal(2, 5, 6, 4), normal(k, k, 4, 3), normal(2, 10, 12, 3, seed=1)
     options = {"padding": padding, "output_padding": output_padding}
-    ours = jax_and_gradients(
-        lambda x, k: conv.conv_transpose2d(x, k, **options, impl=impl), x, kernel, g
-    )
+    ours = jax_and_gradients(lambda x, k: conv.conv_transpose2d(x, k, **options), x, kernel, g)
     theirs = torch_and_gradients(
         lambda x, k: F.conv_transpose2d(x, k, stride=2, **options), x, kernel, g, (2, 3, 0, 1)
     )
@@ -183,7 +181,7 @@ def test_biases_and_transposed_kernels_have_torchs_default_bounds():
     "module",
     [conv.Conv(5), conv.Conv(5, (1, 1)), conv.DepthwiseConv(), conv.ConvTranspose(5, (2, 2))],
 )
-def test_bfloat16_stays_near_float32_and_so_do_its_gradients(module):
+def test_bfloat16_stays_near_float32_and_so_do_its_gradients(module, platform):
     x = jnp.asarray(normal(2, 24, 24, 6))
     params = module.init(jax.random.key(0), x)
     assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
@@ -203,16 +201,14 @@ def test_bfloat16_stays_near_float32_and_so_do_its_gradients(module):
         np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0, atol=0.03 * np.abs(b).max())
 
 
-@pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("cuda", 1)])
-def test_depthwise_is_shifted_products_on_cpu_alone(platform, convolutions):
+@pytest.mark.parametrize(("name", "convolutions"), [("cpu", 0), ("cuda", 0), ("tpu", 1)])
+def test_depthwise_is_shifted_products_on_cpus_and_gpus(name, convolutions):
     arguments = jnp.zeros((1, 8, 8, 4)), jnp.zeros((3, 3, 1, 4))
     traced = jax.jit(lambda x, k: conv.depthwise_conv2d(x, k, padding=(1, 1))).trace(*arguments)
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    text = traced.lower(lowering_platforms=(name,)).as_text()
     assert text.count("stablehlo.convolution") == convolutions
 
 
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="state padding explicitly"):
         conv.same_padding((2, 2), (1, 1))
-    with pytest.raises(ValueError, match="choose 'auto' or 'portable'"):
-        conv.conv2d(jnp.zeros((1, 4, 4, 2)), jnp.zeros((1, 1, 2, 2)), impl="fast")

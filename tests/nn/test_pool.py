@@ -37,7 +37,6 @@ def few_values(*shape):
     return np.random.default_rng(0).integers(-4, 0, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("impl", ["auto", "portable"])
 @pytest.mark.parametrize("size", [(9, 12), (12, 9), (10, 11)])
 @pytest.mark.parametrize(
     ("window", "stride", "padding", "ceil_mode"),
@@ -51,33 +50,29 @@ def few_values(*shape):
     ],
 )
 def test_max_pool_matches_torch_and_its_gradient_goes_to_the_first_maximum(
-    window, stride, padding, ceil_mode, size, impl
+    window, stride, padding, ceil_mode, size, platform
 ):
     x = few_values(2, *size, 3)
     expected, g, gradient = torch_run(
         lambda x: F.max_pool2d(x, window, stride, padding, ceil_mode=ceil_mode), x
     )
     y, d_x = run(
-        lambda x: max_pool(
-            x, (window,) * 2, (stride,) * 2, (padding,) * 2, ceil_mode=ceil_mode, impl=impl
-        ),
+        lambda x: max_pool(x, (window,) * 2, (stride,) * 2, (padding,) * 2, ceil_mode=ceil_mode),
         x,
         g,
     )
     np.testing.assert_array_equal(y, expected)
-    if impl == "auto":  # lax's select-and-scatter breaks ties in its own way
-        np.testing.assert_allclose(d_x, gradient, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(d_x, gradient, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("impl", ["auto", "portable"])
 @pytest.mark.parametrize("size", [(9, 12), (12, 9)])
-def test_avg_pool_counts_the_padding(size, impl):
+def test_avg_pool_counts_the_padding(size):
     x = np.random.default_rng(0).standard_normal((2, *size, 3)).astype(np.float32)
     expected, g, gradient = torch_run(lambda x: F.avg_pool2d(x, 3, 2, 1), x)
-    y, d_x = run(lambda x: avg_pool(x, (3, 3), (2, 2), (1, 1), impl=impl), x, g)
+    y, d_x = run(lambda x: avg_pool(x, (3, 3), (2, 2), (1, 1)), x, g)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(d_x, gradient, rtol=1e-5, atol=1e-6)
-    ones = avg_pool(jnp.ones((1, 4, 4, 1)), (3, 3), (2, 2), (1, 1), impl=impl)
+    ones = avg_pool(jnp.ones((1, 4, 4, 1)), (3, 3), (2, 2), (1, 1))
     np.testing.assert_allclose(ones[0, :, :, 0], [[4 / 9, 6 / 9], [6 / 9, 1.0]], rtol=1e-6)
 
 
@@ -105,18 +100,6 @@ def test_pools_keep_bfloat16(pool):
     np.testing.assert_allclose(
         y.astype(jnp.float32), pool(x.astype(jnp.float32)), rtol=0, atol=0.02
     )
-
-
-@pytest.mark.parametrize(
-    "pool",
-    [
-        lambda x: max_pool(x, (2, 2), (2, 2), impl="fast"),
-        lambda x: avg_pool(x, (2, 2), (2, 2), impl="fast"),
-    ],
-)
-def test_unknown_impl_is_refused(pool):
-    with pytest.raises(ValueError, match="unknown impl 'fast'"):
-        pool(jnp.zeros((1, 4, 4, 1)))
 
 
 @pytest.mark.parametrize("axis", [(1, 2), 3])

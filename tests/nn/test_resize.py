@@ -28,14 +28,13 @@ def interpolate(x, size, align_corners=False):
     return y.permute(0, 2, 3, 1)
 
 
-@pytest.mark.parametrize("impl", ["auto", "portable"])
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(("old", "new"), SIZES)
-def test_resize_and_its_gradient_match_torch(old, new, align_corners, impl):
+def test_resize_and_its_gradient_match_torch(old, new, align_corners, platform):
     x, g = normal(2, *old, 3), normal(2, *new, 3, seed=1)
 
     def run(x, g):
-        y, vjp = jax.vjp(lambda x: resize_bilinear(x, new, align_corners, impl=impl), x)
+        y, vjp = jax.vjp(lambda x: resize_bilinear(x, new, align_corners), x)
         return y, *vjp(g)
 
     y, d_x = jax.jit(run)(jnp.asarray(x), jnp.asarray(g))
@@ -66,11 +65,10 @@ def test_resize_keeps_the_dtype_and_interpolates_in_float32():
     )
 
 
-@pytest.mark.parametrize("impl", ["auto", "portable"])
 @pytest.mark.parametrize(("old", "new"), [((5, 6), (40, 48)), ((6, 8), (45, 61))])
-def test_class_map_is_the_argmax_of_torchs_logits(old, new, impl):
+def test_class_map_is_the_argmax_of_torchs_logits(old, new, platform):
     logits = normal(2, *old, 11)
-    ours = upsample_argmax(jnp.asarray(logits), new, impl=impl)
+    ours = upsample_argmax(jnp.asarray(logits), new)
     assert ours.dtype == jnp.uint8
     full = interpolate(torch.tensor(logits), new).numpy()
     chosen = np.take_along_axis(full, np.array(ours)[..., None], axis=-1)[..., 0]
@@ -82,7 +80,7 @@ def test_class_map_is_the_argmax_of_torchs_logits(old, new, impl):
 @pytest.mark.parametrize(
     "new", [(40, 48), (35, 42), (30, 36), (10, 12), (17, 23), (5, 30), (20, 6), (5, 6), (4, 5)]
 )
-def test_class_map_is_the_argmax_of_our_logits(new):
+def test_class_map_is_the_argmax_of_our_logits(new, platform):
     logits = jnp.asarray(normal(2, 5, 6, 7))
     full = resize_bilinear(logits, new)
     np.testing.assert_array_equal(upsample_argmax(logits, new), jnp.argmax(full, -1))
@@ -96,14 +94,11 @@ def test_full_size_logits_are_not_stored(new):
     assert compiled.memory_analysis().temp_size_in_bytes < full / 2
 
 
-@pytest.mark.parametrize("impl", ["auto", "portable"])
-def test_first_of_equal_classes_wins(impl):
+def test_first_of_equal_classes_wins(platform):
     logits = jnp.broadcast_to(
         jnp.asarray([1.0, 3.0, 3.0, 2.0, 3.0]).reshape(1, 1, 1, 5), (1, 4, 5, 5)
     )
-    np.testing.assert_array_equal(
-        upsample_argmax(logits, (8, 10), impl=impl), np.full((1, 8, 10), 1)
-    )
+    np.testing.assert_array_equal(upsample_argmax(logits, (8, 10)), np.full((1, 8, 10), 1))
 
 
 def test_class_map_holds_the_last_of_256_classes_and_refuses_more():
@@ -111,8 +106,3 @@ def test_class_map_holds_the_last_of_256_classes_and_refuses_more():
     assert int(upsample_argmax(logits, (1, 1))[0, 0, 0]) == 255
     with pytest.raises(ValueError, match="at most 256"):
         upsample_argmax(jnp.zeros((1, 1, 1, 257)), (2, 2))
-
-
-def test_unknown_impl_is_refused():
-    with pytest.raises(ValueError, match="unknown impl 'fast'"):
-        resize_bilinear(jnp.zeros((1, 2, 2, 1)), (4, 4), impl="fast")
