@@ -1,5 +1,6 @@
 """Learning-rate schedules and optimizers with the semantics of the papers' PyTorch code."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+
+from rtseg_jax.vector import Vector
 
 Group = tuple[str, float, float]
 
@@ -143,11 +146,26 @@ def group_factors(params: Any, groups: Sequence[Group]) -> tuple[Any, Any]:
     )
 
 
+def _scaled(tree: Any, factors: Any) -> Any:
+    """Each leaf of a tree times its factor; the tree may be a Vector, the factors are a tree of floats."""
+    if not isinstance(tree, Vector):
+        return jax.tree.map(lambda x, f: f * x, tree, factors)
+    # Neighbours with one factor are scaled together, which mostly are all.
+    runs = itertools.groupby(zip(jax.tree.leaves(factors), tree.sizes, strict=True), lambda p: p[0])
+    parts, start = [], 0
+    for factor, run in runs:
+        end = start + sum(size for _, size in run)
+        parts.append(factor * tree.values[start:end])
+        start = end
+    return tree.replace(values=jnp.concatenate(parts))
+
+
 def _add_l2(weight_decay: float, factors: Any) -> optax.GradientTransformation:
     """Gradient + weight_decay * factor * parameter: torch's L2, on every parameter unless a group says otherwise."""
+    decays = jax.tree.map(lambda f: weight_decay * f, factors)
 
     def update(updates, params):
-        return jax.tree.map(lambda g, p, f: g + weight_decay * f * p, updates, params, factors)
+        return jax.tree.map(jnp.add, updates, _scaled(params, decays))
 
     return optax.stateless(update)
 
@@ -188,7 +206,5 @@ def make_optimizer(
     }
     if name not in steps:
         raise ValueError(f"unknown optimizer '{name}'; choose one of {', '.join(steps)}")
-    by_group = optax.stateless(
-        lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, lr_factors)
-    )
+    by_group = optax.stateless(lambda updates, _: _scaled(updates, lr_factors))
     return optax.chain(*steps[name], by_group, optax.scale_by_learning_rate(schedule))

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from rtseg_jax import losses
+from rtseg_jax import losses, vector
 from rtseg_jax.augment import augment
 from rtseg_jax.mesh import replicated, split
 from rtseg_jax.nn import gpu
+from rtseg_jax.vector import pack
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -21,8 +22,8 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
         step: Steps done, int32 scalar.
-        params: The network's parameters.
-        batch_stats: Running means and variances.
+        params: The network's parameters, as one vector.
+        batch_stats: Running means and variances, as one vector.
         opt_state: Of optax.
         ema: {"params", "batch_stats"} averaged over the steps, or None.
         skipped: {"steps", "in_a_row"}, how many steps were skipped for not being finite; None: none ever is.
@@ -35,11 +36,24 @@ class TrainState(flax.struct.PyTreeNode):
     ema: Any
     skipped: Any = None
 
+    def now(self) -> dict[str, Any]:
+        """Parameters and running statistics as trees."""
+        return _unpacked({"params": self.params, "batch_stats": self.batch_stats})
+
     def variables(self) -> dict[str, Any]:
-        """What evaluation uses: the average where one is kept, else the current values."""
-        if self.ema is not None:
-            return self.ema
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What evaluation uses, as trees: the average where one is kept, else the current values."""
+        return self.now() if self.ema is None else _unpacked(self.ema)
+
+    def as_tree(self) -> "TrainState":
+        """What a checkpoint keeps: the same state with trees, whose names are the network's, for its vectors."""
+        return _unpacked(self)
+
+    def from_tree(self, tree: "TrainState") -> "TrainState":
+        """The reverse of as_tree(); of this state only the structure counts."""
+        return vector.repacked(tree, self)
+
+
+_unpacked = jax.jit(vector.unpacked)
 
 
 def create_state(
@@ -50,16 +64,15 @@ def create_state(
     skip_nonfinite: bool = False,
 ) -> TrainState:
     """A state at step 0. Every leaf is a buffer of its own, since the step donates them."""
-    variables = {
-        "params": variables["params"],
-        "batch_stats": variables.get("batch_stats", {}),
+    vectors = {
+        "params": pack(variables["params"]),
+        "batch_stats": pack(variables.get("batch_stats", {})),
     }
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=jax.tree.map(jnp.copy, variables["params"]),
-        batch_stats=jax.tree.map(jnp.copy, variables["batch_stats"]),
-        opt_state=tx.init(variables["params"]),
-        ema=jax.tree.map(jnp.copy, variables) if ema else None,
+        **vectors,
+        opt_state=tx.init(vectors["params"]),
+        ema=jax.tree.map(jnp.copy, vectors) if ema else None,
         skipped=none_skipped() if skip_nonfinite else None,
     )
 
@@ -188,13 +201,13 @@ def train_step(
         dropout = key if accumulate == 1 else jax.random.fold_in(key, part)
 
         def objective(params):
-            outputs, changed = forward(params, batch_stats, batch["image"], dropout)
+            outputs, changed = forward(params, batch_stats.tree(), batch["image"], dropout)
             loss, terms = loss_fn(outputs, batch)
-            return loss, (terms, changed["batch_stats"])
+            return loss, (terms, pack(changed["batch_stats"]))
 
-        gradient, (terms, changed) = jax.grad(objective, has_aux=True)(state.params)
+        gradient, (terms, changed) = jax.grad(objective, has_aux=True)(state.params.tree())
         weight = jnp.sum(losses.pixel_weights(batch["label"], class_weights))
-        return gradient, changed, terms, weight
+        return pack(gradient), changed, terms, weight
 
     if accumulate == 1:
         gradient, batch_stats, terms, _ = differentiate(

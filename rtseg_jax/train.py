@@ -141,7 +141,7 @@ def _train_and_evaluate(
         if saved != done and jax.process_count() == 1:
             if window:
                 _check_and_log(window, done, config.log_every, writers, progress, inspect, state)
-            checkpoint.save(manager, state)
+            checkpoint.save(manager, state.as_tree())
             logs.say(f"saved step {done}; the same command goes on from there")
 
     with cleanup, _StopSignals() as stop:
@@ -170,14 +170,14 @@ def _train_and_evaluate(
                     for index, classes in maps.items():
                         panel = evaluate.overlay_panel(eval_set, index, classes)
                         writers.picture(done, eval_set.names[index], panel)
-                    checkpoint.save(manager, state, result.miou)
+                    checkpoint.save(manager, state.as_tree(), result.miou)
                     saved = done
                 logs.say(
                     f"step {done}: {eval_set.split} mIoU {100 * result.miou:.2f},"
                     f" pixel accuracy {100 * result.pixel_accuracy:.2f}"
                 )
             if saved != done and (stopping or saving):
-                checkpoint.save(manager, state)
+                checkpoint.save(manager, state.as_tree())
                 saved = done
             if stopping and done < total_steps:
                 reason = stop[0] if stop else "another process is stopping"
@@ -340,7 +340,7 @@ def _begin(
     """The state of this run's latest checkpoint, else one of another run's weights, else the one given."""
     given = config.init_from
     if manager.latest_step() is not None:
-        state = checkpoint.restore(manager, state)
+        state = state.from_tree(checkpoint.restore(manager, state.as_tree()))
         print(f"resuming {workdir} at step {int(state.step)} of {total_steps}")
         return state
     if given.workdir and given.file:
@@ -367,8 +367,8 @@ def _init_from_run(
     source = settings.path(config.init_from.workdir)
     _, _, given, at = evaluate.load_run(source, config.init_from.checkpoint)
     wanted = config.init_from.modules
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    have = set(state.params)
+    variables = state.now()
+    have = set(variables["params"])
     if missing := [m for m in wanted if m not in have or m not in given["params"]]:
         raise ValueError(
             f"init_from.modules: {', '.join(missing)} not in both networks; {source} has"
@@ -394,8 +394,7 @@ def _init_from_file(
         config.init_from.file, config.model.name, **settings.model_options(config)
     )
     variables = {
-        "params": {**state.params, **given["params"]},
-        "batch_stats": {**state.batch_stats, **given["batch_stats"]},
+        collection: {**tree, **given[collection]} for collection, tree in state.now().items()
     }
     return _restart(state, variables, tx, devices, ("backbone",), config.init_from.file)
 
@@ -404,7 +403,7 @@ def _restart(
     state: step.TrainState, variables: Any, tx: Any, devices: Any, taken: Any, source: str
 ) -> step.TrainState:
     """A state at step 0 with these variables; says what they are."""
-    fresh = ", ".join(sorted(set(state.params) - set(taken))) or "-"
+    fresh = ", ".join(sorted(set(variables["params"]) - set(taken))) or "-"
     print(f"initialised {', '.join(taken)} from {source}; fresh: {fresh}")
     return jax.device_put(
         step.create_state(
@@ -416,7 +415,7 @@ def _restart(
 
 def _describe(workdir, config, model, state, train_set, eval_set, total_steps, devices) -> None:
     """Prints what is about to run, and lists the parameters in params.txt."""
-    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    leaves = jax.tree_util.tree_leaves_with_path(state.now()["params"])
     count = sum(leaf.size for _, leaf in leaves)
     listing = (
         f"{jax.tree_util.keystr(path, simple=True, separator='/')} {leaf.shape}\n"
@@ -594,7 +593,7 @@ def _keep_for_inspection(
         settings.write(config, aside)
         data.folder.write_classes(dataset.table, aside / "classes.json")
     with checkpoint.open_manager(aside) as manager:
-        checkpoint.save(manager, state)
+        checkpoint.save(manager, state.as_tree())
     indices = pipeline.batch_indices(config.seed, at - 1, len(dataset), config.batch_size)
     names = ", ".join(dataset.name(int(i)) for i in indices)
     if config.input.max_bad:

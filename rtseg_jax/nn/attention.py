@@ -35,8 +35,7 @@ def dot_product_attention(
     """softmax(scale Q K') V, with float32 scores and softmax; the result has value's dtype.
 
     It takes `block_size` queries at a time and recomputes their scores in the gradient, so that memory is
-    b * block_size * m and not b * n * m. Where nothing is differentiated and a GPU has the one for it, a single kernel
-    takes the place of the blocks.
+    b * block_size * m and not b * n * m. Where a GPU has a kernel for the whole, that takes the place of the blocks.
     """
     for observer in _observers:
         observer(query.shape, key.shape, value.shape)
@@ -44,11 +43,7 @@ def dot_product_attention(
     if not gpu.has_flash_attention(query.dtype):
         return blocks(query, key, value)
     flash = functools.partial(gpu.flash_attention, scale=scale)
-    attend = jax.custom_vjp(
-        lambda *operands: lax.platform_dependent(*operands, cuda=flash, default=blocks)
-    )
-    attend.defvjp(lambda *operands: jax.vjp(blocks, *operands), lambda pullback, g: pullback(g))
-    return attend(query, key, value)
+    return lax.platform_dependent(query, key, value, cuda=flash, default=blocks)
 
 
 def _in_blocks(query, key, value, scale, block_size):
