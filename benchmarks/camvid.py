@@ -29,9 +29,9 @@ import sys
 import threading
 from typing import Any
 
-from rtseg_jax import tables
-from rtseg_jax.runs import read as read_run
-from rtseg_jax.runs import read_several
+from rtseg_jax.programs.report.runs import read as read_run
+from rtseg_jax.programs.report.runs import read_several
+from rtseg_jax.programs.shared import tables
 
 HERE = pathlib.Path(__file__).resolve().parent
 LINES = HERE / "camvid.jsonl"
@@ -547,20 +547,21 @@ def draw(root: str, workdirs: list[pathlib.Path], count: int, path: pathlib.Path
     import numpy as np
     from PIL import Image, ImageDraw
 
-    from rtseg_jax import drawing, report
+    from rtseg_jax.inference import pictures
+    from rtseg_jax.programs.report import examples
 
     group = read_several(workdirs, "evaluation_test")
     if len(group) == 1:
         found = [
-            report.Contrast(p.name, p.photo, p.truth, {group[0].name: (p.miou, p.prediction)})
-            for p in report.best_and_worst(group[0], count, root)[0]
+            examples.Contrast(p.name, p.photo, p.truth, {group[0].name: (p.miou, p.prediction)})
+            for p in examples.best_and_worst(group[0], count, root)[0]
         ]
     else:
-        found = report.most_different(group, count, root)
+        found = examples.most_different(group, count, root)
     table_of, rows = group[0].table, []
     for contrast in found:
         maps = [contrast.truth, *(ids for _, ids in contrast.predictions.values())]
-        panels = [contrast.photo, *(drawing.overlay(contrast.photo, m, table_of) for m in maps)]
+        panels = [contrast.photo, *(pictures.overlay(contrast.photo, m, table_of) for m in maps)]
         titles = [contrast.name, "truth"]
         titles += [f"{name}: {percent(miou)}" for name, (miou, _) in contrast.predictions.items()]
         row = Image.fromarray(np.concatenate(panels, axis=1))
@@ -569,7 +570,7 @@ def draw(root: str, workdirs: list[pathlib.Path], count: int, path: pathlib.Path
             pen.text((i * width + 6, 4), title, fill="white", stroke_width=2, stroke_fill="black")
         rows.append(np.asarray(row))
     every = range(len(table_of.class_names))
-    sheet = drawing.with_legend(np.concatenate(rows), table_of, tuple(every))
+    sheet = pictures.with_legend(np.concatenate(rows), table_of, tuple(every))
     Image.fromarray(sheet).save(path, quality=85)
 
 

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rtseg_jax import tables
-from rtseg_jax.bench_rivals import Rival, calibrate, time_round
 from rtseg_jax.nn import attention, conv, pool, resize
+from rtseg_jax.programs.bench.clock import Rival, calibrate, time_round
+from rtseg_jax.programs.shared import tables
 
 # (name, kernel, channels in, out (None: depth-wise), size at stride 1, strides, dilation)
 CONVOLUTIONS = (

@@ -35,8 +35,8 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 
-from rtseg_jax import tables
-from rtseg_jax.bench import MALLOC, Process, cpu_name, default_device
+from rtseg_jax.programs.bench.main import MALLOC, Process, cpu_name, default_device
+from rtseg_jax.programs.shared import tables
 
 RIVALS = ("tf_data", "streaming", "packed", "resident", "streaming_bytes", "packed_bytes")
 IMAGES, LABELS = "leftImg8bit/train/streets", "gtFine/train/streets"
@@ -48,7 +48,7 @@ def draw_frames(options: argparse.Namespace) -> dict[str, float]:
     """Writes what is missing of the frames; returns the mean sizes of the files in bytes."""
     from PIL import Image
 
-    from rtseg_jax.data import streets
+    from rtseg_jax.data.sets import streets
 
     images, labels = options.data / IMAGES, options.data / LABELS
     for folder in (images, labels):
@@ -124,8 +124,8 @@ def ours(options: argparse.Namespace, rival: str) -> tuple[Iterator, dict[str, A
     import jax
     import jax.numpy as jnp
 
-    from rtseg_jax import augment, data
-    from rtseg_jax.data import cache, pipeline
+    from rtseg_jax import data
+    from rtseg_jax.data import augment, cache, pipeline
 
     dataset = data.load("cityscapes", root=options.data, split="train", num_examples=options.frames)
     if rival.startswith("packed"):

@@ -109,7 +109,11 @@ def compiled_step(config, size: tuple[int, int]) -> tuple[str, Any, dict]:
     import jax
     import jax.numpy as jnp
 
-    from rtseg_jax import data, flops, mesh, models, settings, step, train
+    from rtseg_jax import data, models
+    from rtseg_jax.base import config as settings
+    from rtseg_jax.base import mesh
+    from rtseg_jax.models import flops
+    from rtseg_jax.train import loop, step
 
     devices = mesh.make_mesh()
     num_classes = data.class_table(config.input.dataset).num_classes
@@ -117,8 +121,8 @@ def compiled_step(config, size: tuple[int, int]) -> tuple[str, Any, dict]:
         config.model.name, num_classes=num_classes, **settings.model_options(config)
     )
     variables = flops.variable_shapes(model)
-    tx, schedule = train.make_optimizer(config, variables["params"], 1000, 100)
-    jitted = train.make_train_step(config, devices, model, tx, schedule, None, size)
+    tx, schedule = loop.make_optimizer(config, variables["params"], 1000, 100)
+    jitted = loop.make_train_step(config, devices, model, tx, schedule, None, size)
     state = jax.eval_shape(
         functools.partial(step.create_state, tx=tx, ema=config.ema_decay > 0), variables
     )
@@ -159,7 +163,9 @@ def main() -> None:
         + os.environ.get("XLA_FLAGS", "")
     )
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from rtseg_jax import flops, settings, tables
+    from rtseg_jax.base import config as settings
+    from rtseg_jax.models import flops
+    from rtseg_jax.programs.shared import tables
 
     sent, cost = [], []
     for title, name in NETWORKS.items():

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from rtseg_jax import augment, mesh
-from rtseg_jax.labels import OUTSIDE
+from rtseg_jax.base import mesh
+from rtseg_jax.base.labels import OUTSIDE
+from rtseg_jax.data import augment
 
 OFF = {
     "scales": (1.0,),

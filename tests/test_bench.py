@@ -10,7 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from rtseg_jax import bench, bench_rivals
+from rtseg_jax.programs.bench import clock, rivals
+from rtseg_jax.programs.bench import main as bench
+from rtseg_jax.programs.bench import tables as bench_tables
 from tests.models.counts import PARAMETERS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -29,7 +31,7 @@ def one_thread(monkeypatch):
     """PyTorch's threads spin while they wait, which takes long where others work too."""
     torch = pytest.importorskip("torch")
     threads = torch.get_num_threads()
-    monkeypatch.setattr(bench_rivals, "cpus", lambda: 1)
+    monkeypatch.setattr(clock, "cpus", lambda: 1)
     yield
     torch.set_num_threads(threads)
 
@@ -69,7 +71,7 @@ def test_program(tmp_path, spartan):
     )
     assert result.returncode == 1
     lines = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [bench.name_of(line) for line in lines[::3]] == [
+    assert [bench_tables.name_of(line) for line in lines[::3]] == [
         "jax frozen",
         "jax frozen --xla_no_such_flag=1",
         "torch eager",
@@ -88,7 +90,7 @@ def test_program(tmp_path, spartan):
         assert {"model": "fast_scnn", "height": 64, "width": 96, "batch": 1}.items() <= line.items()
         assert line["parameters"] == PARAMETERS["fast_scnn"][11]
         assert line["malloc"] == bench.MALLOC
-    assert (tmp_path / "cpu.md").read_text() == bench.markdown(lines)
+    assert (tmp_path / "cpu.md").read_text() == bench_tables.markdown(lines)
     assert program(*arguments, "--resume", path=spartan).stderr == (
         "fast_scnn 64x96 float32: already there\n"
     )
@@ -130,7 +132,7 @@ def test_training_steps_start_from_the_same_loss(tmp_path, one_thread):
     bench.write_weights("dabnet", 5, tmp_path / "weights")
     request = {**REQUEST, "weights": str(tmp_path / "weights")}
     losses = []
-    for build in (bench_rivals.jax_training, bench_rivals.torch_training):
+    for build in (rivals.jax_training, rivals.torch_training):
         rival = build({**request, "variant": "channels_last"})
         first = rival.get(rival.call(rival.inputs[0]))
         losses.append((first, rival.get(rival.call(rival.inputs[0]))))
@@ -145,11 +147,9 @@ def test_training_steps_start_from_the_same_loss(tmp_path, one_thread):
 def test_torch_variants_name_the_same_classes(tmp_path, one_thread, variant, dtype):
     bench.write_weights("carnet_mobilenet", 5, tmp_path / "weights")
     request = {**REQUEST, "model": "carnet_mobilenet", "weights": str(tmp_path / "weights")}
-    exact = bench_rivals.torch_inference({**request, "variant": "eager"})
-    other = bench_rivals.torch_inference({**request, "variant": variant, "dtype": dtype})
-    wanted, found = (
-        r.get(r.call(r.put(bench_rivals.smooth_frames(request)[1]))) for r in (exact, other)
-    )
+    exact = rivals.torch_inference({**request, "variant": "eager"})
+    other = rivals.torch_inference({**request, "variant": variant, "dtype": dtype})
+    wanted, found = (r.get(r.call(r.put(rivals.smooth_frames(request)[1]))) for r in (exact, other))
     assert len(np.unique(wanted)) > 1
     assert (found == wanted).mean() >= bench.AGREEMENT[dtype]
     assert found.dtype == np.uint8
@@ -159,12 +159,12 @@ def test_layers(tmp_path):
     """Every module to the depth once, with its multiply-adds; like blocks are timed together."""
     bench.write_weights("fast_scnn", 5, tmp_path / "weights")
     request = {**REQUEST, "model": "fast_scnn", "weights": str(tmp_path / "weights")}
-    answer = bench_rivals.layers({**request, "batch": 1, "depth": 1})
+    answer = rivals.layers({**request, "batch": 1, "depth": 1})
     assert [row["path"] for row in answer["rows"]] == ["backbone", "fusion", "classifier"]
     assert all(row["ms"] > 0 and row["calls"] == 1 for row in answer["rows"])
     whole = bench.prepare({**request, "batch": 1}, tmp_path)["macs"]
     assert sum(row["macs"] for row in answer["rows"]) == whole
-    table = bench.layer_table(
+    table = bench_tables.layer_table(
         {**request, "batch": 1}, {**answer, "whole_ms": 2 * answer["rows"][0]["ms"]}
     )
     assert "| backbone | FastSCNNBackbone | 1x32x48x3 | 1 |" in table
@@ -172,7 +172,7 @@ def test_layers(tmp_path):
 
 
 def counting(log):
-    return bench_rivals.Rival(
+    return clock.Rival(
         inputs=[0, 1, 2, 3],
         call=lambda x: log.append(f"call {x}") or x,
         wait=lambda x: log.append(f"wait {x}"),
@@ -193,21 +193,21 @@ def counting(log):
 )
 def test_clocks(mode, wanted):
     log = []
-    ms, spans, _ = bench_rivals.time_round(counting(log), mode, 3, ["a", "b"])
+    ms, spans, _ = clock.time_round(counting(log), mode, 3, ["a", "b"])
     assert log == ["call 0", "wait 0", *wanted]
     assert ms > 0 and len(spans) == (3 if mode in ("latency", "e2e") else 0)
 
 
 def test_foreign_work_is_seen():
     """A neighbour that keeps a processor busy shows, our own work does not."""
-    if bench_rivals.machine_seconds() is None:
+    if clock.machine_seconds() is None:
         pytest.skip("no /proc/stat")
     code = "import time\nend = time.time() + 60\nwhile time.time() < end: pass"
     with subprocess.Popen([sys.executable, "-c", code]) as neighbour:
         try:
-            bench_rivals.time.sleep(0.2)
-            with bench_rivals.Foreign() as foreign:
-                bench_rivals.time.sleep(1.0)
+            rivals.time.sleep(0.2)
+            with clock.Foreign() as foreign:
+                rivals.time.sleep(1.0)
         finally:
             neighbour.kill()
     assert foreign.share > 0.5 / os.cpu_count()
@@ -264,7 +264,7 @@ def test_agreeing_on_one_common_class_is_no_agreement(other, message):
 )
 def test_a_rival_that_disagrees_is_not_timed(tmp_path, device, dtype, tf32, allowed):
     case = {"device": device, "dtype": dtype, "tf32": tf32}
-    rivals = [{"backend": b, "variant": "v", "flags": None} for b in bench.BACKENDS]
+    rivals = [{"backend": b, "variant": "v", "flags": None} for b in bench_tables.BACKENDS]
     facts = [{}, {}, {}]
     processes = [Answering(maps(n)) for n in (0, allowed, allowed + 1)]
     bench.compare(case, rivals, processes, facts, tmp_path)
@@ -302,7 +302,7 @@ LINES = [
 
 def test_table():
     """Ours against the best torch and onnxruntime, the paper's figure beside; a flag set is never "ours"."""
-    text = bench.markdown(LINES).splitlines()
+    text = bench_tables.markdown(LINES).splitlines()
     (row,) = [t for t in text if t.startswith("| asap | 512x1024 | 10.00")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[2:9] == ["10.00", "100.0", "15.00", "cuda_graph", "1.50", "5.00", "0.50"]
@@ -315,7 +315,7 @@ def test_table():
 def test_table_of_a_failure_and_of_a_busy_machine():
     failed = line("torch", "compile", error="no compiler | here")
     del failed["ms"]
-    text = bench.markdown([line(foreign=0.3), failed])
+    text = bench_tables.markdown([line(foreign=0.3), failed])
     assert "| torch compile | no compiler / here |" in text
     assert (
         "at most 30% of the machine's processors; **too much: these figures are not to be" in text
@@ -335,7 +335,7 @@ def test_table_of_a_failure_and_of_a_busy_machine():
     ],
 )
 def test_papers_figures(model, size, value):
-    record = bench.paper_fps(model, size)
+    record = bench_tables.paper_fps(model, size)
     assert (record and str(record.value)) == value
     assert record is None or record.gpu
 
@@ -359,9 +359,9 @@ def test_the_last_line_counts_and_resuming_asks_for_the_same_code(tmp_path):
 
 
 def test_rivals_suit_device_and_type():
-    def names(backends=bench.BACKENDS, chosen=(), sets=(), **case):
+    def names(backends=bench_tables.BACKENDS, chosen=(), sets=(), **case):
         case = {"dtype": "float32", "device": "cpu", "train": False, **case}
-        return [bench.name_of(r) for r in bench.rivals_of(case, backends, chosen, sets)]
+        return [bench_tables.name_of(r) for r in bench.rivals_of(case, backends, chosen, sets)]
 
     torch = ["torch eager", "torch channels_last"]
     assert names() == ["jax frozen", *torch, "onnxruntime default"]
@@ -376,10 +376,10 @@ def test_rivals_suit_device_and_type():
 
 def test_picture(tmp_path):
     pytest.importorskip("matplotlib")
-    bench.picture(LINES, tmp_path / "fps.png")
+    bench_tables.picture(LINES, tmp_path / "fps.png")
     assert (tmp_path / "fps.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no line of throughput to draw; measure with"):
-        bench.picture([line(mode="e2e")], tmp_path / "fps.png")
+        bench_tables.picture([line(mode="e2e")], tmp_path / "fps.png")
 
 
 @pytest.mark.parametrize("script", ["input.py", "gpu_ops.py", "scaling.py"])

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rtseg_jax import check_data, data, settings, train
+from rtseg_jax import data
+from rtseg_jax.base import config as settings
 from rtseg_jax.data import pipeline, spec
+from rtseg_jax.programs import check_data
+from rtseg_jax.train import loop
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 H, W = 12, 16
@@ -416,7 +419,7 @@ def test_training_stops_with_the_same_line(root, tmp_path, split):
     (root / "trainannot" / "d.png").write_bytes(png(LABEL))
     (line,) = check_data.check(config, tmp_path / "out")
     with pytest.raises(spec.DataError) as raised:
-        train.train_and_evaluate(config, str(tmp_path / "run"))
+        loop.train_and_evaluate(config, str(tmp_path / "run"))
     assert str(raised.value) == line
     assert (tmp_path / "run" / "metrics.jsonl").exists() is False
 

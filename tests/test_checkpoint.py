@@ -12,7 +12,9 @@ import numpy as np
 import optax
 import pytest
 
-from rtseg_jax import checkpoint, mesh, step
+from rtseg_jax.base import mesh
+from rtseg_jax.train import step
+from rtseg_jax.weights import checkpoint
 
 _CPU = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 

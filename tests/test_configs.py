@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import ml_collections
 import pytest
 
-from rtseg_jax import models, settings, train
+from rtseg_jax import models
+from rtseg_jax.base import config as settings
+from rtseg_jax.train import loop
 
 COMBINATIONS = [
     *(
@@ -116,7 +118,7 @@ def test_every_shipped_config_is_tried_here():
     ],
 )
 def test_trains_two_steps(spec, tmp_path):
-    result = train.train_and_evaluate(settings.load(spec), str(tmp_path / "run"))
+    result = loop.train_and_evaluate(settings.load(spec), str(tmp_path / "run"))
     assert result["step"] == 2
 
 
@@ -217,7 +219,7 @@ def test_no_key_is_never_read(tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "check", lambda config: None)
     with config.unlocked():
         config.init_from.workdir = ""
-    train.train_and_evaluate(config, str(tmp_path / "run"))
+    loop.train_and_evaluate(config, str(tmp_path / "run"))
     # Read only with init_from.workdir, and where steps are not given.
     elsewhere = {"init_from.checkpoint", "init_from.modules", "num_epochs", "eval.every_epochs"}
     assert every - read == elsewhere

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 from flax import serialization
 
-from rtseg_jax import convert, flops, models
+from rtseg_jax import models
+from rtseg_jax.models import flops
+from rtseg_jax.programs import convert
+from rtseg_jax.weights import torch_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # The two others have the blocks of carnet_resnet50, and more of them.
@@ -60,7 +63,7 @@ def assert_equal(given, expected):
 
 
 def test_names():
-    assert {name: array.shape for name, array in convert.to_torch(small()).items()} == {
+    assert {name: array.shape for name, array in torch_files.to_torch(small()).items()} == {
         "backbone.dense.weight": (4, 2, 3, 1),
         "backbone.dense.bias": (4,),
         "backbone.dw3x1.weight": (5, 1, 3, 1),
@@ -77,7 +80,7 @@ def test_names():
 
 
 def test_layouts():
-    state = convert.to_torch(small())
+    state = torch_files.to_torch(small())
     # Row i, input a, output o of a (3, 1, 2, 4) kernel holds 8 i + 4 a + o.
     for i, a, o in np.ndindex(3, 2, 4):
         assert state["backbone.dense.weight"][o, a, i, 0] == 8 * i + 4 * a + o
@@ -96,9 +99,9 @@ def test_round_trip(variant):
     template = network_shapes(variant)
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), template)
-    state = convert.to_torch(variables)
+    state = torch_files.to_torch(variables)
     assert len(state) == len(jax.tree.leaves(variables))  # no two leaves share a name
-    back = convert.from_torch(state, template)
+    back = torch_files.from_torch(state, template)
     assert jax.tree.structure(back) == jax.tree.structure(variables)
     jax.tree.map(np.testing.assert_array_equal, back, variables)
     assert {leaf.dtype for leaf in jax.tree.leaves(back)} == {np.dtype("float32")}
@@ -114,8 +117,8 @@ def test_a_torch_checkpoint(variant, tmp_path):
     torch.save(twin.state_dict(), tmp_path / "twin.pt")
     loaded = torch.load(tmp_path / "twin.pt", weights_only=True)
     assert any(name.endswith("num_batches_tracked") for name in loaded)
-    variables = convert.from_torch(loaded, network_shapes(variant))
-    state = convert.to_torch(variables)
+    variables = torch_files.from_torch(loaded, network_shapes(variant))
+    state = torch_files.to_torch(variables)
     expected = {k: v for k, v in loaded.items() if not k.endswith("num_batches_tracked")}
     assert state.keys() == expected.keys()
     for name, value in expected.items():
@@ -130,20 +133,20 @@ def test_tensors_of_other_types():
         "a.weight": torch.nn.Parameter(torch.tensor([1.5, -2.0]).reshape(1, 2, 1, 1)),
         "a.bias": torch.tensor([0.25], dtype=torch.bfloat16),
     }
-    variables = convert.from_torch(state, template)
+    variables = torch_files.from_torch(state, template)
     assert variables["params"]["a"]["kernel"].ravel().tolist() == [1.5, -2.0]
     assert variables["params"]["a"]["bias"].tolist() == [0.25]
     assert variables["params"]["a"]["bias"].dtype == np.float32
 
 
 def test_a_checkpoint_that_does_not_fit():
-    state = convert.to_torch(small())
+    state = torch_files.to_torch(small())
     del state["backbone.norm.running_var"], state["attention.alpha"]
     state["module.extra.weight"] = arange(3)
     state["classifier.weight"] = arange(5, 2, 3, 1)
     state["backbone.norm.num_batches_tracked"] = np.int64(7)
     with pytest.raises(ValueError) as error:
-        convert.from_torch(state, small())
+        torch_files.from_torch(state, small())
     assert str(error.value).splitlines() == [
         "the state dict does not fit the network:",
         "  only in the file: module.extra.weight",
@@ -155,21 +158,21 @@ def test_a_checkpoint_that_does_not_fit():
 
 def test_a_transposed_kernel_is_not_taken_for_a_dense_one():
     """in != out, so the wrong rule would show as a wrong shape."""
-    state = convert.to_torch(small())
+    state = torch_files.to_torch(small())
     state["decoder.up17.conv.weight"] = state["decoder.up17.conv.weight"].swapaxes(0, 1)
     with pytest.raises(ValueError, match=r"up17.conv.weight is \(4, 2, 3, 1\) in the file, \(2, 4"):
-        convert.from_torch(state, small())
+        torch_files.from_torch(state, small())
 
 
 def test_unknown_leaves():
     with pytest.raises(
         ValueError, match="no rule converts 'params/a/delta'; those known are params"
     ):
-        convert.to_torch({"params": {"a": {"delta": arange(2)}}})
+        torch_files.to_torch({"params": {"a": {"delta": arange(2)}}})
     with pytest.raises(ValueError, match="no rule converts 'cache/a/mean'"):
-        convert.from_torch({}, {"cache": {"a": {"mean": arange(2)}}})
+        torch_files.from_torch({}, {"cache": {"a": {"mean": arange(2)}}})
     with pytest.raises(ValueError, match="'params/a/kernel' has 2 axes; a kernel has 4"):
-        convert.to_torch({"params": {"a": {"kernel": arange(2, 2)}}})
+        torch_files.to_torch({"params": {"a": {"kernel": arange(2, 2)}}})
 
 
 def test_needs_numpy_alone():
@@ -190,41 +193,41 @@ def test_files(name, tmp_path):
     from rtseg_jax import torch_ref
 
     variables = random_variables("eacnet_dabnet")
-    convert.save_torch(variables, tmp_path / name)
-    state = convert.read_state(tmp_path / name)
+    torch_files.save_torch(variables, tmp_path / name)
+    state = torch_files.read_state(tmp_path / name)
     tensors = {key: torch.as_tensor(value) for key, value in state.items()}
     torch_ref.create("eacnet_dabnet", 11).load_state_dict(tensors, strict=True)
-    assert_equal(convert.from_torch(state, variables), variables)
+    assert_equal(torch_files.from_torch(state, variables), variables)
 
 
 def test_a_whole_network(tmp_path):
     variables = random_variables("eacnet_dabnet")
     file = tmp_path / "whole.safetensors"
-    convert.save_torch(variables, file)
-    loaded = convert.load_torch(file, "eacnet_dabnet", num_classes=11)
+    torch_files.save_torch(variables, file)
+    loaded = torch_files.load_torch(file, "eacnet_dabnet", num_classes=11)
     assert_equal(loaded, variables)
     with pytest.raises(ValueError, match="only in the file: attention.alpha") as error:
-        convert.load_torch(file, "dabnet", num_classes=12)
+        torch_files.load_torch(file, "dabnet", num_classes=12)
     assert "classifier.weight is (11, 259, 1, 1) in the file, (12, 259" in str(error.value)
 
 
 def test_the_backbone_of_a_whole_network(tmp_path):
     variables = random_variables("eacnet_dabnet")
-    convert.save_torch(variables, tmp_path / "whole.safetensors")
-    loaded = convert.load_torch_backbone(tmp_path / "whole.safetensors", "dabnet")
+    torch_files.save_torch(variables, tmp_path / "whole.safetensors")
+    loaded = torch_files.load_torch_backbone(tmp_path / "whole.safetensors", "dabnet")
     assert_equal(loaded, {name: {"backbone": t["backbone"]} for name, t in variables.items()})
     with pytest.raises(ValueError, match=r"only in the file: backbone\.block1_1"):
-        convert.load_torch_backbone(tmp_path / "whole.safetensors", "erfnet")
+        torch_files.load_torch_backbone(tmp_path / "whole.safetensors", "erfnet")
 
 
 def test_wrapped_state_dicts(tmp_path):
     """As training scripts save them: beside other things, from DataParallel."""
     torch = pytest.importorskip("torch")
     variables = random_variables("dabnet")
-    state = {f"module.{k}": torch.from_numpy(v) for k, v in convert.to_torch(variables).items()}
+    state = {f"module.{k}": torch.from_numpy(v) for k, v in torch_files.to_torch(variables).items()}
     for key in ("state_dict", "model"):
         torch.save({"epoch": 3, key: state}, tmp_path / "wrapped.tar")
-        loaded = convert.load_torch(tmp_path / "wrapped.tar", "dabnet", num_classes=11)
+        loaded = torch_files.load_torch(tmp_path / "wrapped.tar", "dabnet", num_classes=11)
         assert_equal(loaded, variables)
 
 
@@ -249,34 +252,34 @@ def test_files_that_are_refused(tmp_path, monkeypatch):
         with pytest.raises(
             ValueError, match="bad.pth is refused: it is broken, or holds more than"
         ) as e:
-            convert.read_state(bad)
+            torch_files.read_state(bad)
         assert "\n" not in str(e.value)
     assert not (tmp_path / "executed").exists()
     for name in ("broken.pth", "broken.safetensors"):
         (tmp_path / name).write_bytes(b"nothing of the kind")
         with pytest.raises(ValueError, match=f"{name} is (refused|no safetensors file)"):
-            convert.read_state(tmp_path / name)
+            torch_files.read_state(tmp_path / name)
     torch.save([1, 2], bad)
     with pytest.raises(ValueError, match="holds no state dict, but a list"):
-        convert.read_state(bad)
+        torch_files.read_state(bad)
     torch.save({"epoch": 1, "best": 0.5}, bad)
     with pytest.raises(ValueError, match="holds no state dict, but epoch, best"):
-        convert.read_state(bad)
+        torch_files.read_state(bad)
     with pytest.raises(FileNotFoundError, match="no file .*absent.pth"):
-        convert.read_state(tmp_path / "absent.pth")
+        torch_files.read_state(tmp_path / "absent.pth")
     (tmp_path / "weights.h5").write_bytes(b"")
     with pytest.raises(ValueError, match="is no checkpoint of PyTorch; these are .pth, .pt, .tar"):
-        convert.read_state(tmp_path / "weights.h5")
+        torch_files.read_state(tmp_path / "weights.h5")
     with pytest.raises(ValueError, match="cannot write out.h5; choose .pth, .pt, .safetensors"):
-        convert.save_torch(small(), "out.h5")
+        torch_files.save_torch(small(), "out.h5")
     torch.save({"other.weight": torch.zeros(1)}, bad)
     with pytest.raises(ValueError, match=r"of no layout that is known, and has no backbone\.\*"):
-        convert.load_torch_backbone(bad, "dabnet")
+        torch_files.load_torch_backbone(bad, "dabnet")
 
 
 def test_hub(tmp_path, monkeypatch):
     variables = random_variables("dabnet")
-    convert.save_torch(variables, tmp_path / "dabnet.safetensors")
+    torch_files.save_torch(variables, tmp_path / "dabnet.safetensors")
     asked = []
 
     def hf_hub_download(repository, file):
@@ -286,10 +289,10 @@ def test_hub(tmp_path, monkeypatch):
     hub = types.SimpleNamespace(hf_hub_download=hf_hub_download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     path = "hf://someone/nets/dabnet.safetensors"
-    assert_equal(convert.load_torch(path, "dabnet", num_classes=11), variables)
+    assert_equal(torch_files.load_torch(path, "dabnet", num_classes=11), variables)
     assert asked == [("someone/nets", "dabnet.safetensors")]
     with pytest.raises(ValueError, match="'hf://someone/nets' is not hf://OWNER/NAME/FILE"):
-        convert.read_state("hf://someone/nets")
+        torch_files.read_state("hf://someone/nets")
 
 
 @pytest.mark.parametrize(
@@ -305,7 +308,7 @@ def test_a_missing_package_names_its_extra(package, path, extra, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     (tmp_path / path.rpartition("/")[2]).touch()
     with pytest.raises(ValueError, match=rf"takes {package}; .*'rtseg_jax\[{extra}\]'"):
-        convert.read_state(path)
+        torch_files.read_state(path)
 
 
 def run(*arguments, cwd):
@@ -321,15 +324,15 @@ def run(*arguments, cwd):
 
 def test_program(tmp_path):
     """PyTorch to Flax and back to PyTorch, through the program's three kinds of files."""
-    state = convert.to_torch(random_variables("dabnet"))
-    convert.save_torch(random_variables("dabnet"), tmp_path / "a.pth")
+    state = torch_files.to_torch(random_variables("dabnet"))
+    torch_files.save_torch(random_variables("dabnet"), tmp_path / "a.pth")
     result = run("a.pth", "b.msgpack", "--variant=dabnet", "--num_classes=11", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "dabnet, 11 classes: 754,571 parameters written to b.msgpack\n"
     convert.convert(
         str(tmp_path / "b.msgpack"), str(tmp_path / "c.safetensors"), variant=None, num_classes=None
     )
-    result = convert.read_state(tmp_path / "c.safetensors")
+    result = torch_files.read_state(tmp_path / "c.safetensors")
     for name, value in state.items():
         np.testing.assert_array_equal(result[name], value)
     with pytest.raises(ValueError, match="give --variant and --num_classes of the network in a"):
@@ -348,7 +351,7 @@ def test_program(tmp_path):
 def test_a_target_that_cannot_be_is_told_first(target, error, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
-    monkeypatch.setattr(convert, "load_torch", None)
+    monkeypatch.setattr(torch_files, "load_torch", None)
     with pytest.raises(error, match=message):
         convert.convert("a.pth", target, variant="dabnet", num_classes=11)
 
@@ -357,5 +360,5 @@ def test_the_home_folder_is_understood(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.msgpack").write_bytes(serialization.to_bytes(small()))
     convert.convert("~/a.msgpack", "~/b.safetensors", variant=None, num_classes=None)
-    found = convert.read_state(tmp_path / "b.safetensors")
+    found = torch_files.read_state(tmp_path / "b.safetensors")
     np.testing.assert_array_equal(found["attention.alpha"], np.float32(0.5))

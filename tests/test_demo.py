@@ -24,8 +24,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rtseg_jax import demo, evaluate, predict
-from rtseg_jax.data import spec
+from rtseg_jax.data import files, spec
+from rtseg_jax.inference import network as networks
+from rtseg_jax.programs import demo
+from rtseg_jax.programs.predict import main as predict
 from tests import tiny_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -55,7 +57,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def by_hand(folder):
     """A function (run, frame) -> class map: what predict makes of it."""
-    made = {name: predict.classifier(folder / name)[0] for name in ("first", "second")}
+    made = {name: networks.frame_classifier(folder / name)[0] for name in ("first", "second")}
     return lambda name, frame: made[name](frame)
 
 
@@ -75,7 +77,7 @@ def in_place_of_networks(monkeypatch):
         made.append((workdir, options))
         return lambda frame: (frame.mean(axis=-1) // 64).astype(np.uint8), TABLE
 
-    monkeypatch.setattr(predict, "classifier", classifier)
+    monkeypatch.setattr(networks, "frame_classifier", classifier)
     return made
 
 
@@ -96,7 +98,7 @@ def test_checkpoints_are_told_apart_and_the_best_of_a_run_comes_first(folder, tm
         "deep/b · step 7, best, latest · val mIoU 50.00 % · fast_scnn",
     ]
     for which, step in (("best", 3), ("latest", 1200)):
-        assert evaluate.load_run(tmp_path / "a", which)[3] == step
+        assert networks.load_run(tmp_path / "a", which)[3] == step
 
 
 def test_folders_without_checkpoints_are_refused(folder, tmp_path):
@@ -160,7 +162,7 @@ def test_what_it_says_the_network_saw_is_what_predict_shows_it(
 
         return classify
 
-    monkeypatch.setattr(evaluate, "classifier", classifier)
+    monkeypatch.setattr(networks, "classifier", classifier)
     found = demo.predictor(**options)(run, 7, photo(*frame), 1)
     assert found.ids.shape == frame and found.seen == seen
     assert set(shown) == {seen}
@@ -189,7 +191,7 @@ def test_calls_take_turns(monkeypatch, folder):
         inside[0] -= 1
         return (frame[..., 0] // 64).astype(np.uint8)
 
-    monkeypatch.setattr(predict, "classifier", lambda workdir, **_: (classes, TABLE))
+    monkeypatch.setattr(networks, "frame_classifier", lambda workdir, **_: (classes, TABLE))
     predict_frame = demo.predictor()
     frames = [photo(40 + i % 3, 50) for i in range(6)]
     found = {}
@@ -214,7 +216,7 @@ def test_slow_networks_are_called_less_often(monkeypatch, folder):
         time.sleep(0.03)
         return np.zeros(frame.shape[:2], np.uint8)
 
-    monkeypatch.setattr(predict, "classifier", lambda workdir, **_: (classes, TABLE))
+    monkeypatch.setattr(networks, "frame_classifier", lambda workdir, **_: (classes, TABLE))
     found = demo.predictor()(folder / "first", 7, PHOTO)
     assert found.calls == 2 and found.milliseconds >= 30
 
@@ -276,7 +278,7 @@ def test_examples_are_of_the_first_evaluation_set_that_can_be_read(folder, tmp_p
     assert demo.examples([lost], tmp_path) == ([], "")
     paths, of = demo.examples([lost, folder / "second"], tmp_path)
     assert of == "streets val" and len(paths) > 1
-    assert all(predict.read_frame(pathlib.Path(path)).shape == (64, 128, 3) for path in paths)
+    assert all(files.read_frame(pathlib.Path(path)).shape == (64, 128, 3) for path in paths)
 
 
 # The program
@@ -498,7 +500,7 @@ def test_an_upload_is_overlaid_and_its_class_map_is_predicts(visit, server, fold
         if name == "second":
             choose(page, "second")
             assert shown(page, before) != before
-        classes, table = predict.classifier(folder / name)
+        classes, table = networks.frame_classifier(folder / name)
         assert predict.predict(classes, table, [str(path)], tmp_path / name, kinds=("ids",)) == []
         expected = tmp_path / name / "ids" / "street ä.png"
         assert downloaded(page) == ("street ä_ids.png", expected.read_bytes())
@@ -562,7 +564,7 @@ def test_any_upload_gives_a_picture_or_one_line(visit, tmp_path, by_hand):
             ids = np.asarray(Image.open(io.BytesIO(downloaded(page)[1])))
             assert ids.shape == expected, name
             if name in ("alpha.png", "turned.jpg"):
-                frame = predict.read_frame(tmp_path / name)
+                frame = files.read_frame(tmp_path / name)
                 np.testing.assert_array_equal(ids, by_hand("first", frame), name)
 
 

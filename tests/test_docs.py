@@ -8,7 +8,9 @@ import shlex
 import numpy as np
 import pytest
 
-from rtseg_jax import check_data, settings, train
+from rtseg_jax.base import config as settings
+from rtseg_jax.programs import check_data
+from rtseg_jax.train import loop
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = {p.relative_to(ROOT).as_posix(): p for p in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
@@ -109,7 +111,7 @@ def test_own_data_example_runs(tmp_path, monkeypatch, capsys):
     config.augment.crop = (96, 128)
     config.num_steps, config.batch_size, config.log_every = 2, 4, 1
     config.eval.update({"every_steps": 2, "batch_size": 4})
-    result = train.train_and_evaluate(config, "run")
+    result = loop.train_and_evaluate(config, "run")
     assert result["step"] == 2 and np.isfinite(result["miou"])
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("ground", "disc", "square", "folder: 64 train"))

@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rtseg_jax import data, evaluate, infer, settings, submission
+from rtseg_jax import data
+from rtseg_jax.base import config as settings
+from rtseg_jax.data.sets import cityscapes
+from rtseg_jax.inference import evaluator
+from rtseg_jax.inference import network as networks
+from rtseg_jax.inference import program as infer
+from rtseg_jax.programs.evaluate import main as evaluate
+from rtseg_jax.programs.evaluate import submission
+from rtseg_jax.programs.shared import command_line, process
 from tests import tiny_run
 
 # What the evaluation server expects for train ids 0-18.
@@ -32,7 +40,7 @@ def report_of(run, output, **options):
 
 
 def images_and_labels(run):
-    config, *_ = evaluate.load_run(run)
+    config, *_ = networks.load_run(run)
     dataset = data.load(
         "streets", root=None, split="val", size=(64, 128), num_examples=3, seed=1234
     )
@@ -50,7 +58,7 @@ def confusion_of(labels, classes):
 @pytest.fixture(scope="module")
 def probabilities(run):
     """(frames, size seen) -> softmax at the frames' size by the network itself, not frozen."""
-    config, model, variables, _ = evaluate.load_run(run)
+    config, model, variables, _ = networks.load_run(run)
     given = {"mean": config.augment.mean, "std": config.augment.std}
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -92,7 +100,7 @@ def test_the_class_of_the_highest_mean_probability(
 
 
 def test_plain_evaluation_is_the_frozen_networks_own_answer(run, tmp_path):
-    config, model, variables, _ = evaluate.load_run(run)
+    config, model, variables, _ = networks.load_run(run)
     images, labels = images_and_labels(run)
     frozen = infer.freeze(
         model, variables, (2, 64, 128), mean=config.augment.mean, std=config.augment.std
@@ -106,18 +114,18 @@ def test_plain_evaluation_is_the_frozen_networks_own_answer(run, tmp_path):
 @pytest.mark.parametrize(
     ("parse", "given", "found"),
     [
-        (evaluate.parse_size, "512x1024", (512, 1024)),
-        (evaluate.parse_size, "512,1024", (512, 1024)),
-        (evaluate.parse_size, "own", "own"),
-        (evaluate.parse_size, "512", "size '512' is not HEIGHTxWIDTH in pixels"),
-        (evaluate.parse_size, "0x4", "size '0x4' is not"),
-        (evaluate.parse_scales, ["0.5", "1"], (0.5, 1.0)),
-        (evaluate.parse_scales, ["1", "a"], "scales '1,a' are not different numbers above 0"),
-        (evaluate.parse_scales, ["0"], "scales '0' are"),
-        (evaluate.parse_scales, ["nan"], "scales 'nan' are"),
-        (evaluate.parse_scales, ["inf"], "scales 'inf' are"),
-        (evaluate.parse_scales, ["1", "1.0"], "scales '1,1.0' are"),
-        (evaluate.parse_scales, [], "scales '' are"),
+        (command_line.parse_size, "512x1024", (512, 1024)),
+        (command_line.parse_size, "512,1024", (512, 1024)),
+        (command_line.parse_size, "own", "own"),
+        (command_line.parse_size, "512", "size '512' is not HEIGHTxWIDTH in pixels"),
+        (command_line.parse_size, "0x4", "size '0x4' is not"),
+        (command_line.parse_scales, ["0.5", "1"], (0.5, 1.0)),
+        (command_line.parse_scales, ["1", "a"], "scales '1,a' are not different numbers above 0"),
+        (command_line.parse_scales, ["0"], "scales '0' are"),
+        (command_line.parse_scales, ["nan"], "scales 'nan' are"),
+        (command_line.parse_scales, ["inf"], "scales 'inf' are"),
+        (command_line.parse_scales, ["1", "1.0"], "scales '1,1.0' are"),
+        (command_line.parse_scales, [], "scales '' are"),
     ],
 )
 def test_sizes_and_scales_as_they_are_written(parse, given, found):
@@ -150,7 +158,7 @@ def test_sizes_and_scales_as_they_are_written(parse, given, found):
 )
 def test_frames_come_to_the_network_as_evaluated_or_as_asked_for(evaluated, options, given, seen):
     sizes = dict(zip(("input__size", "eval__size", "eval__multiple"), evaluated, strict=True))
-    view = evaluate.view(tiny_run.override(settings.load("fast_scnn:smoke"), sizes), **options)
+    view = networks.view(tiny_run.override(settings.load("fast_scnn:smoke"), sizes), **options)
     assert (view.given((90, 70)), view.seen(view.given((90, 70)))) == (given, seen)
 
 
@@ -181,7 +189,7 @@ def test_data_of_other_classes_are_refused(run, tmp_path, monkeypatch):
 
 
 def test_a_file_in_place_of_a_folder_is_told_before_the_work(run, city_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "evaluate", None)
+    monkeypatch.setattr(evaluator, "evaluate", None)
     (tmp_path / "file").write_text("x")
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match="file is a file where a folder is to be; .* --output"):
@@ -201,7 +209,7 @@ def flags_of(monkeypatch, **given):
     monkeypatch.setattr(
         evaluate, "evaluate_run", lambda *args, **options: calls.append((args, options))
     )
-    monkeypatch.setattr(settings, "prepare_process", lambda: None)
+    monkeypatch.setattr(process, "prepare_process", lambda: None)
     return calls
 
 
@@ -318,7 +326,7 @@ def test_the_official_figures(city_run, city, tmp_path, capsys):
 def test_the_official_evaluation_of_a_perfect_submission(city, tmp_path):
     pytest.importorskip("cityscapesscripts", reason="needs the extra [cityscapes]")
     for i, name in enumerate(FRAMES["val"]):
-        submission.write(tmp_path, name, data.cityscapes.LABEL_IDS[label_of(i)] % 255 % 19)
+        submission.write(tmp_path, name, cityscapes.LABEL_IDS[label_of(i)] % 255 % 19)
     result = submission.evaluate(tmp_path, city, "val", FRAMES["val"])
     assert result["averageScoreClasses"] == result["averageScoreCategories"] == 1
     assert result["classInstScores"]["car"] == 1

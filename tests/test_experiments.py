@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from benchmarks import camvid
-from rtseg_jax import losses, settings
+from rtseg_jax.base import config as settings
+from rtseg_jax.nn import losses
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

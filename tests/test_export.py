@@ -16,8 +16,13 @@ import onnxruntime
 import pytest
 from jax import lax
 
-from rtseg_jax import evaluate, export, export_onnx, infer, models, predict, settings
+from rtseg_jax import models
+from rtseg_jax.base import config as settings
+from rtseg_jax.inference import network as networks
+from rtseg_jax.inference import program as infer
 from rtseg_jax.nn import attention, conv, norm, pool, resize
+from rtseg_jax.programs import export, export_onnx
+from rtseg_jax.weights import bundle
 from tests import tiny_run
 from tests.test_infer import MEAN, STD, VARIANTS, frames, network, unfrozen
 
@@ -295,7 +300,7 @@ def run(tmp_path_factory):
 
 @functools.cache
 def predicted(workdir, batch):
-    config, model, variables, _ = evaluate.load_run(workdir)
+    config, model, variables, _ = networks.load_run(workdir)
     options = {"mean": config.augment.mean, "std": config.augment.std}
     given = export.smooth_frames(batch, SIZE)[:, ::-1]
     return given, np.asarray(infer.freeze(model, variables, given.shape[:3], **options)(given))
@@ -382,10 +387,10 @@ def test_onnx_file_says_what_it_is(run, tmp_path):
     ],
 )
 def test_what_a_program_sees_is_told(run, tmp_path, monkeypatch, capsys, config, size, lines):
-    given, *rest = evaluate.load_run(run)
+    given, *rest = networks.load_run(run)
     changed = tiny_run.override(given.copy_and_resolve_references(), config)
     seen = []
-    monkeypatch.setattr(evaluate, "load_run", lambda *_: (changed, *rest))
+    monkeypatch.setattr(networks, "load_run", lambda *_: (changed, *rest))
 
     def program(*_, size, **__):
         seen.append(size)
@@ -405,7 +410,7 @@ def test_predict_shows_what_the_file_does_with_the_options_that_are_told(run, tm
     options = re.search(r"--size=(\d+)x(\d+) --multiple=(\d+)", capsys.readouterr().out)
     h, w, multiple = map(int, options.groups())
     given = export.smooth_frames(1, (65, 96))
-    classes, _ = predict.classifier(run, size=(h, w), multiple=multiple)
+    classes, _ = networks.frame_classifier(run, size=(h, w), multiple=multiple)
     agree = classes(given[0]) == run_onnx(onnx.load(tmp_path / "a.onnx"), given)[0]
     assert agree.mean() >= 0.9999
 
@@ -414,7 +419,7 @@ def test_predict_shows_what_the_file_does_with_the_options_that_are_told(run, tm
 def test_half_precision_is_a_smaller_file(run, tmp_path, format, dtype, capsys):
     export.export_run(run, format=format, output=tmp_path / "half", dtype=dtype, platforms=["cpu"])
     printed = capsys.readouterr().out
-    export.save(tmp_path / "whole", evaluate.load_run(run)[2], evaluate.load_run(run)[0])
+    bundle.save(tmp_path / "whole", networks.load_run(run)[2], networks.load_run(run)[0])
     assert (tmp_path / "half").stat().st_size < 0.7 * (tmp_path / "whole").stat().st_size
     assert 97 < float(printed.partition("batch 1: ")[2].partition(" %")[0]) <= 100
 
@@ -422,9 +427,9 @@ def test_half_precision_is_a_smaller_file(run, tmp_path, format, dtype, capsys):
 def test_weights_read_back_are_those_of_the_run(run, tmp_path, capsys):
     export.export_run(run, format="safetensors", output=tmp_path / "a.safetensors")
     assert "all equal" in capsys.readouterr().out
-    config, model, variables = export.load(tmp_path / "a.safetensors")
-    assert config.augment.mean == evaluate.load_run(run)[0].augment.mean  # a tuple
-    wanted_config, wanted_model, wanted, _ = evaluate.load_run(run)
+    config, model, variables = networks.load_bundle(tmp_path / "a.safetensors")
+    assert config.augment.mean == networks.load_run(run)[0].augment.mean  # a tuple
+    wanted_config, wanted_model, wanted, _ = networks.load_run(run)
     assert json.dumps(config.to_dict()) == json.dumps(wanted_config.to_dict())
     assert model == wanted_model
     assert jax.tree.structure(variables) == jax.tree.structure(wanted)
@@ -435,8 +440,8 @@ def test_a_network_that_is_read_back_can_be_static(tmp_path):
     config = settings.load("camvid_best:eacnet_erfnet,short")
     assert config.model.options.dropout == (0.0, 0.1)
     weights = {"params": {"classifier": {"bias": np.zeros(2, np.float32)}}}
-    export.save(tmp_path / "a.safetensors", weights, config, classes=["a", "b"])
-    found, model, _ = export.load(tmp_path / "a.safetensors")
+    bundle.save(tmp_path / "a.safetensors", weights, config, classes=["a", "b"])
+    found, model, _ = networks.load_bundle(tmp_path / "a.safetensors")
     assert hash(model) == hash(
         models.create("eacnet_erfnet", num_classes=2, **settings.model_options(config))
     )
@@ -456,13 +461,13 @@ def test_a_file_of_other_weights_is_refused(tmp_path):
     from safetensors.numpy import save_file
 
     with pytest.raises(FileNotFoundError, match="no file .*missing"):
-        export.load(tmp_path / "missing")
+        networks.load_bundle(tmp_path / "missing")
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "twin")
     with pytest.raises(ValueError, match="twin holds no config; this reads what --format=safet"):
-        export.load(tmp_path / "twin")
+        networks.load_bundle(tmp_path / "twin")
     (tmp_path / "text").write_text("no weights")
     with pytest.raises(ValueError, match="text is no safetensors file: "):
-        export.load(tmp_path / "text")
+        networks.load_bundle(tmp_path / "text")
 
 
 def test_a_file_that_differs_is_not_written_and_the_old_one_stays(run, tmp_path, monkeypatch):
@@ -487,7 +492,7 @@ def test_a_file_that_differs_is_not_written_and_the_old_one_stays(run, tmp_path,
 
 
 def _frozen(run, shape, *, mean, std, size, output):
-    _, model, variables, _ = evaluate.load_run(run)
+    _, model, variables, _ = networks.load_run(run)
     assert output == "logits"
     return lambda given: unfrozen(model, variables, given)
 
@@ -513,7 +518,7 @@ def test_impossible_wishes_are_one_line(run, tmp_path, options, problem):
 
 
 def test_an_output_that_cannot_be_a_file_is_told_before_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "load_run", None)
+    monkeypatch.setattr(networks, "load_run", None)
     (tmp_path / "file").write_text("x")
     for name, problem in (
         ("", "is a folder; give a file, as .*net.onnx"),

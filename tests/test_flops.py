@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 import pytest
 
-from rtseg_jax import flops, models
-from rtseg_jax.backbones.mobilenet import MobileNetV2
-from rtseg_jax.backbones.resnet import ResNet
+from rtseg_jax import models
+from rtseg_jax.models import flops
+from rtseg_jax.models.zoo.mobilenet import MobileNetV2
+from rtseg_jax.models.zoo.resnet import ResNet
 from rtseg_jax.nn.attention import dot_product_attention
 from rtseg_jax.nn.conv import Conv, ConvTranspose, DepthwiseConv
 

@@ -18,8 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rtseg_jax import losses, metrics, train
-from rtseg_jax.data import spec
+from rtseg_jax.data import files, spec
+from rtseg_jax.inference import metrics
+from rtseg_jax.nn import losses
+from rtseg_jax.train import loop
 from tests import tiny_run
 from tests.test_reliability import compiled_once, tiny, tiny_variant  # noqa: F401
 from tests.test_train import log
@@ -103,7 +105,7 @@ def run(folder, **overrides):
     """Two steps of the tiny network; returns the losses that were logged."""
     config = ml_collections.ConfigDict(tiny(num_steps=2, eval__every_steps=2))
     tiny_run.override(config, {k.replace(".", "__"): v for k, v in overrides.items()})
-    train.train_and_evaluate(config, str(folder / "run"))
+    loop.train_and_evaluate(config, str(folder / "run"))
     return [line["loss"] for line in log(folder / "run") if "loss" in line]
 
 
@@ -187,12 +189,12 @@ def spoilt_files(draw):
 @examples(300)
 @given(spoilt_files())
 def test_any_file_is_an_image_or_is_named(content):
-    lut = spec.lookup([(i, i) for i in range(12)])
-    file = spec.Encoded("photo.png", content)
+    lut = files.lookup([(i, i) for i in range(12)])
+    file = files.Encoded("photo.png", content)
     readers = {
-        "image": spec.read_image,
-        "label": lambda f: spec.read_label(f, lut),
-        "colours": lambda f: spec.read_color_label(f, {(0, 0, 0): 0, (9, 9, 9): 1}),
+        "image": files.read_image,
+        "label": lambda f: files.read_label(f, lut),
+        "colours": lambda f: files.read_color_label(f, {(0, 0, 0): 0, (9, 9, 9): 1}),
     }
     for name, read in readers.items():
         try:

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rtseg_jax import infer, mesh, models
+from rtseg_jax import models
+from rtseg_jax.base import mesh
+from rtseg_jax.inference import program as infer
 from rtseg_jax.nn.conv import Conv, ConvTranspose, DepthwiseConv
 from rtseg_jax.nn.norm import BatchNorm, BatchNormPReLU
 from rtseg_jax.nn.resize import resize_bilinear, upsample_argmax

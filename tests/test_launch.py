@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from rtseg_jax import settings
+from rtseg_jax.base import config as settings
 
 LAUNCH = pathlib.Path(__file__).resolve().parent.parent / "launch"
 PACKING = runpy.run_path(str(LAUNCH / "pack_camvid.py"))

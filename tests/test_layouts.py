@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from rtseg_jax import convert, flops, layouts, models
-from rtseg_jax.backbones.mobilenet import MobileNetV2
-from rtseg_jax.backbones.resnet import ResNet
+from rtseg_jax import models
+from rtseg_jax.models import flops
+from rtseg_jax.models.zoo.mobilenet import MobileNetV2
+from rtseg_jax.models.zoo.resnet import ResNet
+from rtseg_jax.weights import layouts, torch_files
 
 LAYOUTS = {layout.name: layout for layout in layouts.LAYOUTS}
 RESNET = "ResNet of torchvision or timm"
@@ -154,7 +156,7 @@ def public(layout, variables):
     for module, ours in layout.modules.items():
         theirs.setdefault((ours, module.endswith(".acti")), module)
     state = {}
-    for name, value in convert.to_torch(variables).items():
+    for name, value in torch_files.to_torch(variables).items():
         module, leaf = name.rsplit(".", 1)
         found = theirs[module, leaf == "slope"]
         state[f"{found}.{'weight' if leaf == 'slope' else leaf}"] = value
@@ -189,15 +191,15 @@ def test_whole_networks(name, tmp_path):
     state = public(LAYOUTS[name], variables)
     file = tmp_path / "public.safetensors"
     write({f"module.{key}": value for key, value in state.items()}, file)
-    assert_equal(convert.load_torch(file, variant, num_classes=20), variables)
-    trunk = convert.load_torch_backbone(file, variant)
+    assert_equal(torch_files.load_torch(file, variant, num_classes=20), variables)
+    trunk = torch_files.load_torch_backbone(file, variant)
     assert_equal(trunk, {key: {"backbone": tree["backbone"]} for key, tree in variables.items()})
 
     lost = next(key for key in state if key.endswith(".bias"))
     left = "encoder.more.weight"
     write({**{k: v for k, v in state.items() if k != lost}, left: np.zeros(1)}, file)
     with pytest.raises(ValueError, match=re.escape(f"only in the file: {left}\n  only in the net")):
-        convert.load_torch(file, variant, num_classes=20)
+        torch_files.load_torch(file, variant, num_classes=20)
 
 
 @pytest.mark.parametrize(
@@ -210,16 +212,18 @@ def test_trunks(name, trunk):
     variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     state = public(LAYOUTS[name], variables)
     state.pop("fc.weight", None)
-    renamed, layout = convert.our_names(state)
+    renamed, layout = torch_files.our_names(state)
     assert layout is LAYOUTS[name]
-    assert jax.tree.structure(convert.from_torch(renamed, shapes)) == jax.tree.structure(variables)
+    assert jax.tree.structure(torch_files.from_torch(renamed, shapes)) == jax.tree.structure(
+        variables
+    )
 
 
 def test_a_trunk_is_no_network(tmp_path):
     state = public(LAYOUTS[RESNET], random_like(flops.variable_shapes(ResNet(18))))
     write(state, tmp_path / "resnet18.safetensors")
     with pytest.raises(ValueError, match=r"holds a trunk alone \(ResNet of torchvision or timm\)"):
-        convert.load_torch(tmp_path / "resnet18.safetensors", "dabnet", num_classes=19)
+        torch_files.load_torch(tmp_path / "resnet18.safetensors", "dabnet", num_classes=19)
 
 
 def test_the_trunk_of_a_network(tmp_path):
@@ -227,10 +231,10 @@ def test_the_trunk_of_a_network(tmp_path):
     variables = random_like(flops.variable_shapes(MobileNetV2(expand_first=False)))
     file = tmp_path / "mobilenet_v2.safetensors"
     write(public(LAYOUTS[TORCHVISION], variables), file)
-    loaded = convert.load_torch_backbone(file, "carnet_mobilenet", expand_first=False)
+    loaded = torch_files.load_torch_backbone(file, "carnet_mobilenet", expand_first=False)
     assert_equal(loaded, {key: {"backbone": tree} for key, tree in variables.items()})
     with pytest.raises(ValueError, match="only in the network: backbone.stage0_block0") as error:
-        convert.load_torch_backbone(file, "carnet_mobilenet")
+        torch_files.load_torch_backbone(file, "carnet_mobilenet")
     assert str(error.value).endswith("published MobileNetV2 weights need expand_first=False")
 
 

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from rtseg_jax import logs
+from rtseg_jax.train import logs
 
 event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from rtseg_jax import losses, mesh
+from rtseg_jax.base import mesh
+from rtseg_jax.nn import losses
 from rtseg_jax.nn.resize import resize_bilinear
-from rtseg_jax.torch_ref import losses as torch_losses
+from tests import torch_losses
 
 SHAPE, CLASSES = (2, 6, 8), 5
 WEIGHTS = (0.8373, 0.918, 1.5, 1.0345, 0.25)

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rtseg_jax import mesh, metrics
+from rtseg_jax.base import mesh
+from rtseg_jax.inference import metrics
 
 
 def _arrays(seed, shape=(4, 5, 7), classes=4):

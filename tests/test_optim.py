@@ -7,7 +7,7 @@ import optax
 import pytest
 import torch
 
-from rtseg_jax import optim
+from rtseg_jax.train import optim
 
 DEFAULTS = {
     "betas": (0.9, 0.999),

@@ -12,8 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rtseg_jax import data, drawing, evaluate, predict
+from rtseg_jax import data
 from rtseg_jax.data import spec
+from rtseg_jax.data.sets import folder
+from rtseg_jax.inference import evaluator, pictures
+from rtseg_jax.inference import network as networks
+from rtseg_jax.programs.evaluate import main as evaluate
+from rtseg_jax.programs.predict import main as predict
+from rtseg_jax.programs.predict import video
 from tests import tiny_run
 
 TABLE = spec.TABLES["cityscapes"]
@@ -67,7 +73,7 @@ def test_ids_mask_and_overlay_of_a_photo(tmp_path):
     for c, color in enumerate(TABLE.palette[:9]):
         if color not in TABLE.palette[:c]:
             assert (list(color) in strip) == (c in ids), TABLE.class_names[c]
-    table = data.folder.read_classes(tmp_path / "out" / "classes.json")
+    table = folder.read_classes(tmp_path / "out" / "classes.json")
     assert (table.class_names, table.palette) == (TABLE.class_names, TABLE.palette)
 
 
@@ -89,7 +95,7 @@ def test_many_images_keep_their_own_results(tmp_path):
 
 def test_a_legend_fits_long_names_and_narrow_pictures():
     table = spec.ClassTable("t", ("a" * 60, "b"), ((255, 0, 0), (0, 255, 0)))
-    picture = drawing.with_legend(np.zeros((3, 1, 3), np.uint8), table, (0, 1))
+    picture = pictures.with_legend(np.zeros((3, 1, 3), np.uint8), table, (0, 1))
     assert picture.shape[1] > 300 and (picture[:3, 1:] == 255).all()
     row = (picture[3:] == (0, 255, 0)).all(-1).any(axis=1)
     assert row.any() and not (picture[3:][row] == (255, 0, 0)).all(-1).any()
@@ -330,7 +336,7 @@ def test_no_input_is_refused(tmp_path):
     ],
 )
 def test_what_the_network_sees(frame, size, max_pixels, seen):
-    assert evaluate.View(size=size, max_pixels=max_pixels).seen(frame) == seen
+    assert networks.View(size=size, max_pixels=max_pixels).seen(frame) == seen
 
 
 def frame(height, width):
@@ -339,14 +345,14 @@ def frame(height, width):
 
 def test_predicted_classes_are_the_evaluated_ones(run, tmp_path, monkeypatch):
     maps = {}
-    monkeypatch.setattr(evaluate, "write_overlays", lambda folder, dataset, m: maps.update(m))
+    monkeypatch.setattr(evaluator, "write_overlays", lambda folder, dataset, m: maps.update(m))
     evaluate.evaluate_run(run, split="val", which="best", output=tmp_path, batch_size=1, overlays=3)
-    config, *_ = evaluate.load_run(run)
+    config, *_ = networks.load_run(run)
     dataset = data.load(
         config.input.dataset, root=None, split="val", size=config.input.size,
         num_examples=config.input.num_eval, seed=config.seed,
     )  # fmt: skip
-    classes, table = predict.classifier(run)
+    classes, table = networks.frame_classifier(run)
     assert table.class_names == TABLE.class_names and len(maps) == 3
     for i, expected in maps.items():
         assert len(np.unique(expected)) > 1
@@ -362,9 +368,9 @@ def test_predicted_classes_are_the_evaluated_ones(run, tmp_path, monkeypatch):
 )
 def test_frames_of_any_size_are_seen_by_the_rule(run, options, like):
     photo = frame(90, 70)
-    classes = predict.classifier(run, **options)[0](photo)
+    classes = networks.frame_classifier(run, **options)[0](photo)
     assert classes.shape == (90, 70) and len(np.unique(classes)) > 1
-    np.testing.assert_array_equal(classes, predict.classifier(run, **like)[0](photo))
+    np.testing.assert_array_equal(classes, networks.frame_classifier(run, **like)[0](photo))
 
 
 @pytest.mark.parametrize("shape", [(640, 1280), (90, 70), (20, 300), (64, 128)])
@@ -373,8 +379,10 @@ def test_frames_are_resized_as_the_data_of_the_run_were(run, shape):
     noise = np.random.default_rng(1).normal(0, 90, (*shape, 3))
     photo = np.clip(frame(*shape) + noise, 0, 255).astype(np.uint8)
     own = spec.Dataset(TABLE, "val", ("a",), shape, lambda i: (photo, photo[..., 0]))
-    evaluated = predict.classifier(run, size="own")[0](spec.resized(own, (64, 128)).load(0)[0])
-    classes = predict.classifier(run)[0](photo)
+    evaluated = networks.frame_classifier(run, size="own")[0](
+        spec.resized(own, (64, 128)).load(0)[0]
+    )
+    classes = networks.frame_classifier(run)[0](photo)
     assert classes.shape == shape and len(np.unique(classes)) > 1
     rows, columns = (
         (2 * np.arange(n) + 1) * m // (2 * n) for n, m in zip(shape, (64, 128), strict=True)
@@ -386,14 +394,14 @@ def test_what_was_resized_is_padded_as_in_evaluation(run):
     photo = frame(90, 70)
     small = np.asarray(Image.fromarray(photo).resize((128, 64), Image.BILINEAR))
     padded = np.pad(small, ((0, 32), (0, 16), (0, 0)), mode="edge")
-    expected = predict.classifier(run, size="own", multiple=1)[0](padded)[:64, :128]
+    expected = networks.frame_classifier(run, size="own", multiple=1)[0](padded)[:64, :128]
     expected = np.asarray(Image.fromarray(expected).resize((70, 90), Image.NEAREST))
-    np.testing.assert_array_equal(predict.classifier(run, multiple=48)[0](photo), expected)
+    np.testing.assert_array_equal(networks.frame_classifier(run, multiple=48)[0](photo), expected)
 
 
 def test_padding_lets_sizes_share_a_program(run):
-    classes, _ = predict.classifier(run, size="own", multiple=32)
-    exact, _ = predict.classifier(run, size="own", multiple=0)
+    classes, _ = networks.frame_classifier(run, size="own", multiple=32)
+    exact, _ = networks.frame_classifier(run, size="own", multiple=0)
     assert classes(frame(50, 90)).shape == (50, 90)
     padded = np.pad(frame(50, 90), ((0, 14), (0, 6), (0, 0)), mode="edge")
     np.testing.assert_array_equal(classes(frame(50, 90)), exact(padded)[:50, :90])
@@ -402,10 +410,10 @@ def test_padding_lets_sizes_share_a_program(run):
 @pytest.mark.parametrize(
     ("view", "told", "compiled"),
     [
-        (evaluate.View(), "12 sizes, each compiled once; --multiple=64 would let similar", 12),
-        (evaluate.View(multiple=64), "2 sizes, each compiled once", 2),
-        (evaluate.View(multiple=4), "7 sizes, each compiled once", 7),
-        (evaluate.View(resized=(20, 30)), "one size", 1),
+        (networks.View(), "12 sizes, each compiled once; --multiple=64 would let similar", 12),
+        (networks.View(multiple=64), "2 sizes, each compiled once", 2),
+        (networks.View(multiple=4), "7 sizes, each compiled once", 7),
+        (networks.View(resized=(20, 30)), "one size", 1),
     ],
 )
 def test_images_of_one_program_come_one_after_the_other(view, told, compiled, tmp_path, capsys):
@@ -473,7 +481,7 @@ def test_a_video_keeps_its_frames_order_and_times(tmp_path, capsys):
     np.testing.assert_allclose(np.diff(times), np.diff(decode(source)[1]), atol=1e-3)
     corner = slice(H - 10, H - 4), slice(W - 20, W - 4)
     originals = decode(source)[0]
-    expected = [drawing.overlay(f, brightness(f), TABLE)[corner].mean((0, 1)) for f in originals]
+    expected = [pictures.overlay(f, brightness(f), TABLE)[corner].mean((0, 1)) for f in originals]
     found = [frame[corner].mean((0, 1)) for frame in frames]
     away = np.abs(np.array(found)[:, None] - np.array(expected)).max(-1)  # 6 from one to the next
     assert np.diag(away).max() < 5
@@ -559,7 +567,7 @@ def test_a_cut_video_that_is_damaged_is_told(tmp_path):
 def test_a_camera_ends_with_ctrl_c_and_leaves_a_video(tmp_path, monkeypatch, capsys):
     av = pytest.importorskip("av")
     source = clip(tmp_path / "clip.mkv", count=30)
-    monkeypatch.setattr(predict, "_open_camera", lambda number: av.open(str(source)))
+    monkeypatch.setattr(video, "_open_camera", lambda number: av.open(str(source)))
     calls = []
 
     def until_the_tenth(frame):

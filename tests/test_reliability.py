@@ -19,8 +19,14 @@ import optax
 import pytest
 from PIL import Image
 
-from rtseg_jax import checkpoint, data, losses, mesh, models, settings, step, train
+from rtseg_jax import data, models
+from rtseg_jax.base import config as settings
+from rtseg_jax.base import mesh
 from rtseg_jax.data import pipeline
+from rtseg_jax.nn import losses
+from rtseg_jax.train import loop, step
+from rtseg_jax.train.guard import alone_in, make_workdir
+from rtseg_jax.weights import checkpoint
 from tests import tiny_run, torture
 from tests.test_train import assert_same_run, final_state, log, stopped_at
 
@@ -38,9 +44,9 @@ class Tiny(nn.Module):
     @nn.compact
     def __call__(self, image, *, train):
         x = nn.Conv(8, (3, 3), (2, 2), dtype=self.dtype, name="conv")(image)
-        fixed = not (train and self.norm)
+        fixed = not (loop and self.norm)
         x = nn.BatchNorm(use_running_average=fixed, dtype=self.dtype, name="norm")(x)
-        x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
+        x = nn.Dropout(self.dropout, deterministic=not loop)(nn.relu(x))
         x = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="classifier")(x)
         return {"logits": x.astype(jnp.float32)}
 
@@ -70,7 +76,7 @@ def tiny(**overrides):
 
 
 def run(config, workdir):
-    return train.train_and_evaluate(config, str(workdir))
+    return loop.train_and_evaluate(config, str(workdir))
 
 
 def refused(config, workdir, error=ValueError):
@@ -143,7 +149,7 @@ def test_no_training_over_ruins(tmp_path):
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path):
     workdir = tmp_path / "run"
-    with train._alone_in(train._make_workdir(str(workdir))):
+    with alone_in(make_workdir(str(workdir))):
         said = refused(tiny(), workdir)
     assert f"{workdir} is in use by process {os.getpid()} on " in said
     assert [p.name for p in workdir.iterdir()] == [".lock"]
@@ -161,11 +167,11 @@ def test_the_lock_goes_with_a_killed_process(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     other.stdout.readline()
     with pytest.raises(ValueError, match="is in use by another process; wait for it to end"):
-        with train._alone_in(tmp_path):
+        with alone_in(tmp_path):
             pass
     other.kill()
     other.communicate()
-    with train._alone_in(tmp_path):
+    with alone_in(tmp_path):
         assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
 
 
@@ -174,7 +180,7 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch, caps
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    with train._alone_in(tmp_path):
+    with alone_in(tmp_path):
         assert "knows no locks" in capsys.readouterr().out
 
 
@@ -244,7 +250,7 @@ def poisoned(monkeypatch, *bad):
 def test_divergence_names_the_images_and_keeps_the_state(tmp_path, monkeypatch):
     poisoned(monkeypatch, 6)
     config = tiny(log_every=4, checkpoint_every=4)
-    said = refused(config, tmp_path / "run", train.TrainingDiverged)
+    said = refused(config, tmp_path / "run", loop.TrainingDiverged)
     order = pipeline.batch_indices(config.seed, 5, 8, 4)
     images = data.load(**settings.dataset_arguments(config, "train")).names
     names = ", ".join(images[i] for i in order)
@@ -258,7 +264,7 @@ def test_divergence_names_the_images_and_keeps_the_state(tmp_path, monkeypatch):
 
 def test_a_step_is_looked_at_before_it_is_saved(tmp_path, monkeypatch):
     poisoned(monkeypatch, 3)
-    refused(tiny(log_every=100), tmp_path / "run", train.TrainingDiverged)
+    refused(tiny(log_every=100), tmp_path / "run", loop.TrainingDiverged)
     assert steps_saved(tmp_path / "run") == {"2"}
 
 
@@ -281,16 +287,16 @@ def test_skipping_keeps_the_state_and_counts(tmp_path, monkeypatch):
 
 
 def test_skipping_ends_after_so_many_in_a_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "SKIPS", 3)
+    monkeypatch.setattr(loop, "SKIPS", 3)
     poisoned(monkeypatch, 2, 4, 5, 6, 7)
-    said = refused(tiny(nonfinite="skip"), tmp_path / "run", train.TrainingDiverged)
+    said = refused(tiny(nonfinite="skip"), tmp_path / "run", loop.TrainingDiverged)
     assert "at step 6, the last of 3 that were skipped" in said
 
 
 def test_skipping_resumes_bit_for_bit_and_may_be_switched_on(tmp_path, monkeypatch):
     poisoned(monkeypatch, 3, 5)
     run(tiny(nonfinite="skip", log_every=4), tmp_path / "whole")
-    refused(tiny(log_every=4), tmp_path / "run", train.TrainingDiverged)
+    refused(tiny(log_every=4), tmp_path / "run", loop.TrainingDiverged)
     run(tiny(nonfinite="skip", log_every=4), tmp_path / "run")  # from step 2 on
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
@@ -365,14 +371,14 @@ def test_data_that_goes_bad_during_a_run(folder, tmp_path, kind, fault, message,
     root, config = folder
     victim = _victim(root, config, kind)
     content = victim.read_bytes()
-    check = train._check_and_log
+    check = loop._check_and_log
 
     def spoil(window, done, *rest):
         check(window, done, *rest)
         if done == 4:
             fault(victim)
 
-    monkeypatch.setattr(train, "_check_and_log", spoil)
+    monkeypatch.setattr(loop, "_check_and_log", spoil)
     try:
         said = refused(config, tmp_path / "run", (ValueError, FileNotFoundError))
     finally:
@@ -380,7 +386,7 @@ def test_data_that_goes_bad_during_a_run(folder, tmp_path, kind, fault, message,
     assert message in said and victim.stem in said
     at, _ = final_state(tmp_path / "run")
     assert int(victim.stem) in pipeline.batch_indices(config.seed, at, 16, 4)
-    monkeypatch.setattr(train, "_check_and_log", check)
+    monkeypatch.setattr(loop, "_check_and_log", check)
     if message == "truncated or corrupt":  # with the file back, all is as if nothing had happened
         run(config, tmp_path / "run")
         run(config, tmp_path / "whole")

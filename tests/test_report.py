@@ -19,8 +19,18 @@ import pytest
 from PIL import Image
 from tensorboardX import SummaryWriter
 
-from rtseg_jax import charts, data, drawing, evaluate, infer, logs, metrics, report, runs, settings
+from rtseg_jax import data
+from rtseg_jax.base import config as settings
 from rtseg_jax.data import spec
+from rtseg_jax.data.sets import folder
+from rtseg_jax.inference import evaluator, metrics, pictures
+from rtseg_jax.inference import network as networks
+from rtseg_jax.inference import program as infer
+from rtseg_jax.programs.evaluate import main as evaluate
+from rtseg_jax.programs.report import charts, examples, runs
+from rtseg_jax.programs.report import main as report
+from rtseg_jax.programs.shared import process
+from rtseg_jax.train import logs
 from tests import tiny_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -123,7 +133,7 @@ def make(
     workdir.mkdir(parents=True)
     settings.write(config, workdir)
     table = table or data.class_table(config.input.dataset)
-    data.folder.write_classes(table, workdir / "classes.json")
+    folder.write_classes(table, workdir / "classes.json")
     (workdir / "params.txt").write_text("a/kernel (3, 3, 4, 8)\na/bias (8,)\nalpha ()\n")
     with open(workdir / "metrics.jsonl", "w") as file:
         for step in range(10, 101, 10):
@@ -137,7 +147,7 @@ def make(
         confusion[-1] = confusion[:, -1] = 0  # a class that is nowhere
         split = spec.Dataset(table, "val", ("a", "b"), None, load=len)
         facts = {"model": config.model.name, "step": 100, **dict(scores)}
-        evaluate.write_report(workdir / "evaluation.json", confusion, split, **facts)
+        evaluator.write_report(workdir / "evaluation.json", confusion, split, **facts)
     return workdir
 
 
@@ -333,7 +343,7 @@ def loaded(tmp_path_factory):
     """The folder of a run with a checkpoint and seven images to evaluate, and what is loaded from it."""
     run = tiny_run.write(tmp_path_factory.mktemp("runs") / "tiny", input__num_eval=7)
     (run / "metrics.jsonl").write_text('{"step": 7, "loss": 1.5, "miou": 0.5}\n')
-    return run, evaluate.load_run(run)
+    return run, networks.load_run(run)
 
 
 @pytest.fixture(scope="module")
@@ -368,7 +378,7 @@ def trained(loaded, predicted):
         np.add.at(confusion, (truth[truth != 255], classes[truth != 255]), 1)
     dataset = data.load(**settings.dataset_arguments(config, "val"))
     facts = {"model": config.model.name, "step": step}
-    evaluate.write_report(run / "evaluation.json", confusion, dataset, **facts)
+    evaluator.write_report(run / "evaluation.json", confusion, dataset, **facts)
     return run
 
 
@@ -448,7 +458,7 @@ def test_pictures_are_of_the_evaluated_scales(trained, tmp_path):
     evaluate.evaluate_run(trained, output=output, size=(32, 64), flip=True, **options)
     given = json.loads((output / "evaluation.json").read_text())
     run = runs.read(trained, str(output))
-    pictures, note = report.best_and_worst(run, 7)
+    pictures, note = examples.best_and_worst(run, 7)
     total = sum(confusion_of(p.truth, p.prediction, 19) for p in pictures)
     np.testing.assert_array_equal(total, given["confusion"])
     assert note == ""
@@ -484,7 +494,7 @@ def test_the_home_folder_is_understood_in_flags(trained, tmp_path, monkeypatch):
     given = {"output": "~/page.html", "images": 0, "evaluation": None, "root": None}
     values = {name: types.SimpleNamespace(value=value) for name, value in given.items()}
     monkeypatch.setattr(report, "_FLAGS", values, raising=False)
-    monkeypatch.setattr(settings, "prepare_process", lambda: None)
+    monkeypatch.setattr(process, "prepare_process", lambda: None)
     report.main(["report", "~/run"])
     assert (tmp_path / "page.html").is_file()
 
@@ -505,7 +515,7 @@ def test_data_of_other_classes_have_no_pictures(trained, tmp_path, monkeypatch):
 
 
 def test_no_pictures_asked_for_needs_no_network(trained, tmp_path, monkeypatch):
-    monkeypatch.delattr(evaluate, "load_run")
+    monkeypatch.delattr(networks, "load_run")
     page = written(trained, images=0, output=tmp_path / "page.html")
     assert page.all("img") == [] and not any("pictures" in note for note in page.notes)
 
@@ -535,7 +545,7 @@ def test_an_evaluation_without_a_labelled_pixel(tmp_path):
     run = make(tmp_path / "run")
     split = spec.Dataset(spec.TABLES["camvid"], "test", ("a",), None, load=len)
     nothing = np.zeros((11, 11), np.int64)
-    evaluate.write_report(run / "evaluation.json", nothing, split, model="eacnet_erfnet", step=100)
+    evaluator.write_report(run / "evaluation.json", nothing, split, model="eacnet_erfnet", step=100)
     page = written(run)
     assert page.tiles["mIoU, %"] == "–" and "difference" not in page.table("papers")[0]
     assert {row[2] for row in page.table("classes")[1:]} == {"–"}
@@ -725,10 +735,10 @@ def pair(trained, loaded, network, tmp_path, monkeypatch):
     for name in ("a", "b"):
         shutil.copytree(trained, tmp_path / name)
     monkeypatch.setattr(
-        evaluate, "load_run", lambda path, *_: (loaded[1][0], path.name, *loaded[1][2:])
+        networks, "load_run", lambda path, *_: (loaded[1][0], path.name, *loaded[1][2:])
     )
-    networks = {"a": network, "b": shifted}
-    monkeypatch.setattr(evaluate, "classifier", lambda name, *_, **options: networks[name])
+    both = {"a": network, "b": shifted}
+    monkeypatch.setattr(networks, "classifier", lambda name, *_, **options: both[name])
     return tmp_path / "a", tmp_path / "b"
 
 
@@ -761,7 +771,7 @@ def test_why_runs_have_no_pictures_together(pair, tmp_path, capsys):
     def fail(*_):
         raise FileNotFoundError("no data here;\nset it")
 
-    evaluate.load_run = fail
+    networks.load_run = fail
     page = written(pair, output=tmp_path / "page.html")
     assert "No pictures: no data here; set it" in page.notes and not page.all("img")
     assert "no pictures: no data here; set it\n" in capsys.readouterr().out
@@ -922,7 +932,7 @@ def test_the_slider_goes_from_photo_to_prediction_to_truth(visit, page_file, pre
     view, slider = figure.locator(".view"), figure.locator("input")
     _, photo, classes, truth = max(predicted.values(), key=lambda found: found[0])
     table = spec.TABLES["cityscapes"]
-    layers = [photo, *(drawing.overlay(photo, ids, table) for ids in (classes, truth))]
+    layers = [photo, *(pictures.overlay(photo, ids, table) for ids in (classes, truth))]
 
     def nearest():
         """Which layer each half of the picture shows."""

@@ -3,7 +3,8 @@
 import pytest
 
 from benchmarks import scaling
-from rtseg_jax import flops, settings
+from rtseg_jax.base import config as settings
+from rtseg_jax.models import flops
 
 HLO = """
   %all-reduce.1 = f32[3,2]{1,0} all-reduce(%a), channel_id=1

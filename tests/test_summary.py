@@ -8,7 +8,9 @@ from decimal import Decimal
 
 import pytest
 
-from rtseg_jax import models, published, summary
+from rtseg_jax import models
+from rtseg_jax.models import published
+from rtseg_jax.programs import summary
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

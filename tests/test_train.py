@@ -12,8 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from rtseg_jax import checkpoint, evaluate, mesh, settings, train
-from rtseg_jax.mesh import make_mesh
+from rtseg_jax.base import config as settings
+from rtseg_jax.base import mesh
+from rtseg_jax.base.mesh import make_mesh
+from rtseg_jax.programs.evaluate import main as evaluate
+from rtseg_jax.train import loop
+from rtseg_jax.weights import checkpoint
 from tests import tiny_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -52,7 +56,7 @@ def assert_same_run(a, b):
 @contextlib.contextmanager
 def stopped_at(step):
     """Within the context a run is sent SIGTERM while a step is logged."""
-    check = train._check_and_log
+    check = loop._check_and_log
 
     def interrupted(window, done, *rest):
         check(window, done, *rest)
@@ -60,7 +64,7 @@ def stopped_at(step):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_check_and_log", interrupted)
+        patch.setattr(loop, "_check_and_log", interrupted)
         yield
 
 
@@ -68,7 +72,7 @@ def stopped_at(step):
 def four_steps(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "four"
     config = tiny(num_steps=4, eval__every_steps=2, ema_decay=0.9)
-    result = train.train_and_evaluate(config, str(workdir))
+    result = loop.train_and_evaluate(config, str(workdir))
     return workdir, result
 
 
@@ -104,10 +108,10 @@ def test_two_and_two_steps_are_four(four_steps, tmp_path, capsys):
     whole, _ = four_steps
     config = tiny(num_steps=4, eval__every_steps=2, ema_decay=0.9)
     with stopped_at(2):
-        result = train.train_and_evaluate(config, str(tmp_path / "run"))
+        result = loop.train_and_evaluate(config, str(tmp_path / "run"))
     assert result == {"step": 3, "miou": None}
     assert "the same command goes on" in capsys.readouterr().out
-    train.train_and_evaluate(config, str(tmp_path / "run"))
+    loop.train_and_evaluate(config, str(tmp_path / "run"))
     assert f"resuming {tmp_path / 'run'} at step 3 of 4" in capsys.readouterr().out
     assert_same_run(whole, tmp_path / "run")
 
@@ -115,7 +119,7 @@ def test_two_and_two_steps_are_four(four_steps, tmp_path, capsys):
 def test_streaming_and_resident_input_train_the_same(four_steps, tmp_path):
     pytest.importorskip("tensorflow")
     config = tiny(num_steps=4, eval__every_steps=2, ema_decay=0.9, input__mode="streaming")
-    train.train_and_evaluate(config, str(tmp_path / "run"))
+    loop.train_and_evaluate(config, str(tmp_path / "run"))
     assert_same_run(four_steps[0], tmp_path / "run")
 
 
@@ -126,7 +130,7 @@ def test_one_device_equals_four(tmp_path, monkeypatch):
         chosen = make_mesh(devices)
         assert chosen.devices.size == {"four": 4, "one": 1}[name]
         monkeypatch.setattr(mesh, "make_mesh", lambda chosen=chosen: chosen)
-        train.train_and_evaluate(config, str(tmp_path / name))
+        loop.train_and_evaluate(config, str(tmp_path / name))
     for a, b in zip(log(tmp_path / "four"), log(tmp_path / "one"), strict=True):
         assert a["step"] == b["step"]
         if "loss" in a:
@@ -144,7 +148,7 @@ def test_one_device_equals_four(tmp_path, monkeypatch):
 def test_few_steps_wait_for_the_devices(tmp_path, monkeypatch):
     """Though nothing is logged: over several CPU devices too many at once never end."""
     begun, ended = [], set()
-    make, wait = train.make_train_step, jax.block_until_ready
+    make, wait = loop.make_train_step, jax.block_until_ready
 
     def counted(*arguments):
         step = make(*arguments)
@@ -152,7 +156,7 @@ def test_few_steps_wait_for_the_devices(tmp_path, monkeypatch):
         def count(*batch):
             state, logged = step(*batch)
             begun.append(id(logged))
-            assert len(begun) - len(ended) <= train.IN_FLIGHT + 1
+            assert len(begun) - len(ended) <= loop.IN_FLIGHT + 1
             kept.append(logged)
             return state, logged
 
@@ -163,19 +167,19 @@ def test_few_steps_wait_for_the_devices(tmp_path, monkeypatch):
         return wait(logged)
 
     kept = []  # an id is one object's as long as it lives
-    monkeypatch.setattr(train, "IN_FLIGHT", 2)
-    monkeypatch.setattr(train, "make_train_step", counted)
+    monkeypatch.setattr(loop, "IN_FLIGHT", 2)
+    monkeypatch.setattr(loop, "make_train_step", counted)
     monkeypatch.setattr(jax, "block_until_ready", waited)
     config = tiny(num_steps=7, log_every=7, eval__every_steps=7)
-    train.train_and_evaluate(config, str(tmp_path / "run"))
+    loop.train_and_evaluate(config, str(tmp_path / "run"))
     assert len(begun) == 7 and len(ended) == 5
 
 
 def test_a_run_cut_short_before_it_was_evaluated_reports_what_it_has(tmp_path, capsys):
     config = {"num_steps": 4, "eval__every_steps": 4, "log_every": 1}
     with stopped_at(2):
-        stopped = train.train_and_evaluate(tiny(**config), str(tmp_path / "run"))
-    result = train.train_and_evaluate(tiny(**config | {"num_steps": 1}), str(tmp_path / "run"))
+        stopped = loop.train_and_evaluate(tiny(**config), str(tmp_path / "run"))
+    result = loop.train_and_evaluate(tiny(**config | {"num_steps": 1}), str(tmp_path / "run"))
     assert result["step"] == stopped["step"] < 4
     assert "mIoU" in capsys.readouterr().out
 
@@ -183,10 +187,10 @@ def test_a_run_cut_short_before_it_was_evaluated_reports_what_it_has(tmp_path, c
 def test_stage_two_begins_with_stage_one(four_steps, tmp_path, capsys):
     """EACNet's second stage: backbone and classifier come from the first, the attention is fresh."""
     first = tmp_path / "first"
-    train.train_and_evaluate(tiny(num_steps=2, model__options={"attention": "none"}), str(first))
+    loop.train_and_evaluate(tiny(num_steps=2, model__options={"attention": "none"}), str(first))
     capsys.readouterr()
     config = tiny(num_steps=2, init_from__workdir=str(first), optim__lr=0.0)
-    train.train_and_evaluate(config, str(tmp_path / "second"))
+    loop.train_and_evaluate(config, str(tmp_path / "second"))
     assert "initialised backbone, classifier from" in capsys.readouterr().out
     _, one = final_state(first)
     _, two = final_state(tmp_path / "second")
@@ -207,7 +211,7 @@ def test_backbone_from_a_torch_file(tmp_path, capsys):
     twin = torch_ref.create("dabnet", 7)
     torch.save(twin.state_dict(), tmp_path / "dabnet.pth")
     config = tiny(init_from__file=str(tmp_path / "dabnet.pth"), optim__lr=0.0)
-    train.train_and_evaluate(config, str(tmp_path / "run"))
+    loop.train_and_evaluate(config, str(tmp_path / "run"))
     assert "dabnet.pth; fresh: attention, classifier" in capsys.readouterr().out
     _, state = final_state(tmp_path / "run")
     kernel = twin.backbone.block1_2.conv3x3.weight.detach().numpy().transpose(2, 3, 1, 0)
@@ -219,13 +223,13 @@ def test_backbone_from_a_torch_file(tmp_path, capsys):
 def test_stage_two_without_a_first_run_says_so(tmp_path):
     config = tiny(init_from__required=True)
     with pytest.raises(ValueError, match="--config.init_from.workdir=RUN"):
-        train.train_and_evaluate(config, str(tmp_path / "run"))
+        loop.train_and_evaluate(config, str(tmp_path / "run"))
 
 
 def test_divergence_names_the_step(tmp_path):
     config = tiny(num_steps=3, optim__lr=1e30)
-    with pytest.raises(train.TrainingDiverged, match=r"at step [23] "):
-        train.train_and_evaluate(config, str(tmp_path / "run"))
+    with pytest.raises(loop.TrainingDiverged, match=r"at step [23] "):
+        loop.train_and_evaluate(config, str(tmp_path / "run"))
 
 
 def test_another_network_in_the_same_folder_is_refused(four_steps, tmp_path):
@@ -234,15 +238,15 @@ def test_another_network_in_the_same_folder_is_refused(four_steps, tmp_path):
     shutil.copytree(four_steps[0], tmp_path / "run")
     config = tiny(num_steps=4, model__options={"attention": "none"}, ema_decay=0.9)
     with pytest.raises(ValueError, match="only in the file: .*attention"):
-        train.train_and_evaluate(config, str(tmp_path / "run"))
+        loop.train_and_evaluate(config, str(tmp_path / "run"))
 
 
 def test_crop_schedule():
     schedule = ((0.5, (1, 2)), (0.85, (3, 4)))
-    assert train.crop_at(0.0, (5, 6), schedule) == (1, 2)
-    assert train.crop_at(0.5, (5, 6), schedule) == (3, 4)
-    assert train.crop_at(0.9, (5, 6), schedule) == (5, 6)
-    assert train.crop_at(0.0, (5, 6), ()) == (5, 6)
+    assert loop.crop_at(0.0, (5, 6), schedule) == (1, 2)
+    assert loop.crop_at(0.5, (5, 6), schedule) == (3, 4)
+    assert loop.crop_at(0.9, (5, 6), schedule) == (5, 6)
+    assert loop.crop_at(0.0, (5, 6), ()) == (5, 6)
 
 
 @pytest.mark.parametrize(
@@ -263,13 +267,13 @@ def test_crop_schedule():
 )
 def test_wrong_values_are_one_line(overrides, message, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        train.train_and_evaluate(tiny(**overrides), str(tmp_path / "run"))
+        loop.train_and_evaluate(tiny(**overrides), str(tmp_path / "run"))
     assert "\n" not in str(error.value)
 
 
 def test_workdir_needs_its_parent(tmp_path):
     with pytest.raises(FileNotFoundError, match="parent folder does not exist"):
-        train.train_and_evaluate(tiny(), str(tmp_path / "a" / "b"))
+        loop.train_and_evaluate(tiny(), str(tmp_path / "a" / "b"))
 
 
 def program(*arguments, cwd=ROOT):

@@ -7,7 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rtseg_jax import checkpoint, data, models, settings, step
+from rtseg_jax import data, models
+from rtseg_jax.base import config as settings
+from rtseg_jax.data.sets import folder
+from rtseg_jax.train import step
+from rtseg_jax.weights import checkpoint
 from tests.models.filling import filled
 
 
@@ -39,7 +43,7 @@ def write(workdir: pathlib.Path, name: str = "fast_scnn:smoke", seed: int = 0, *
     state = step.create_state(variables, optax.sgd(0.1), ema=False)
     workdir.mkdir(parents=True, exist_ok=True)
     settings.write(config, workdir)
-    data.folder.write_classes(table, workdir / "classes.json")
+    folder.write_classes(table, workdir / "classes.json")
     with checkpoint.open_manager(workdir) as manager:
         checkpoint.save(manager, state.replace(step=jnp.int32(7)), miou=0.5)
     return workdir

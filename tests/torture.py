@@ -20,7 +20,7 @@ import xml.etree.ElementTree
 
 import numpy as np
 
-from rtseg_jax import tables
+from rtseg_jax.programs.shared import tables
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MOMENTS = ("start and first compilation", "step", "checkpoint write", "evaluation")

@@ -4,8 +4,10 @@ import dataclasses
 import os
 from collections.abc import Callable
 
-from rtseg_jax.data import ade20k, camvid, cityscapes, folder, nyuv2, prepared, spec, streets
+from rtseg_jax.data import spec
 from rtseg_jax.data.cache import packed
+from rtseg_jax.data.sets import ade20k, camvid, cityscapes, folder, nyuv2, streets
+from rtseg_jax.data.sets import tfds as prepared
 
 # Of each dataset that load knows, but `folder`, which brings its own.
 TABLES = {

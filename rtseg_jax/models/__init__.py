@@ -7,8 +7,9 @@ from typing import Any
 
 import flax.linen as nn
 
-from rtseg_jax import losses
 from rtseg_jax.models import affnet, asap, carnet, eacnet
+from rtseg_jax.models.zoo import erfnet, fast_scnn, spssnet
+from rtseg_jax.nn import losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Variant:
 
 
 VARIANTS = {
-    "erfnet": Variant(eacnet.ERFNet, {}, eacnet.loss),
+    "erfnet": Variant(erfnet.ERFNet, {}, eacnet.loss),
     "erfnet_encoder": Variant(
         eacnet.EACNet, {"backbone": "erfnet", "attention": "none"}, eacnet.loss
     ),
@@ -41,8 +42,8 @@ VARIANTS = {
         carnet.CARNet, {"backbone": "mobilenet", "dropout": 0.0}, carnet.loss
     ),
     "affnet": Variant(affnet.AFFNet, {}, affnet.loss),
-    "fast_scnn": Variant(affnet.FastSCNN, {}, losses.segmentation_loss),
-    "spssnet": Variant(affnet.SPSSNet, {}, losses.segmentation_loss),
+    "fast_scnn": Variant(fast_scnn.FastSCNN, {}, losses.segmentation_loss),
+    "spssnet": Variant(spssnet.SPSSNet, {}, losses.segmentation_loss),
     "asap": Variant(asap.ASAP, {}, asap.loss),
 }
 

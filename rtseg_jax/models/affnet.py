@@ -31,16 +31,17 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from rtseg_jax import losses
-from rtseg_jax.backbones.fast_scnn import DepthwiseSeparableConv, FastSCNNBackbone
-from rtseg_jax.nn.blocks import ChainedResidualPooling
+from rtseg_jax.models.zoo.fast_scnn import FEATURES, Classifier, FastSCNNBackbone
+from rtseg_jax.nn import losses
 from rtseg_jax.nn.conv import Conv, ConvBatchNorm, kaiming_normal_fan_out
 from rtseg_jax.nn.pool import global_max, max_pool
 from rtseg_jax.nn.resize import resize_bilinear
 
-FEATURES = 128
 FUSIONS = ("concat_ewa", "ewa_concat", "ewa", "concat", "fpn_pan")
+
+
 FINALS = ("concat", "add")
+
 
 Maps = tuple[Float[Array, "b _ _ _"], ...]
 
@@ -181,77 +182,6 @@ class PyramidFeatureFusion(nn.Module):
         return merged("merge", FEATURES, (3, 3), up(bottom3, f1))
 
 
-class FeatureFusion(nn.Module):
-    """Fast-SCNN's feature fusion module (its Table 3): the deep map, upsampled and refined, plus the shallow one."""
-
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, shallow: Float[Array, "b h w c"], deep: Float[Array, "b _ _ c2"], *, train: bool
-    ) -> Float[Array, "b h w 128"]:
-        deep = resize_bilinear(deep, shallow.shape[1:3])
-        deep = ConvBatchNorm(None, (3, 3), activation=nn.relu, dtype=self.dtype, name="depthwise")(
-            deep, train=train
-        )
-        deep = ConvBatchNorm(FEATURES, (1, 1), use_bias=True, dtype=self.dtype, name="deep")(
-            deep, train=train
-        )
-        shallow = ConvBatchNorm(FEATURES, (1, 1), use_bias=True, dtype=self.dtype, name="shallow")(
-            shallow, train=train
-        )
-        return nn.relu(shallow + deep)
-
-
-class StagePooling(nn.Module):
-    """SPSSNet's stage-pooling modules, SPM (Fig. 7): each map widened, pooled in a chain, and added at the first's size."""
-
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, features: Maps, *, train: bool) -> Float[Array, "b h w 128"]:
-        maps = []
-        for i, x in enumerate(features, start=1):
-            x = Conv(
-                FEATURES,
-                (1, 1),
-                use_bias=False,
-                kernel_init=kaiming_normal_fan_out,
-                dtype=self.dtype,
-                name=f"conv{i}",
-            )(x)
-            x = ChainedResidualPooling(FEATURES, dtype=self.dtype, name=f"pooling{i}")(x)
-            maps.append(resize_bilinear(x, features[0].shape[1:3]))
-        return nn.relu(sum(maps))
-
-
-class Classifier(nn.Module):
-    """Two depth-wise separable convolutions, dropout, and a convolution to the classes (Fig. 1).
-
-    Attributes:
-        kernel_size: Of the last convolution: (3, 3) in AFFNet, (1, 1) in Fast-SCNN.
-        dropout: Rate.
-    """
-
-    num_classes: int
-    kernel_size: tuple[int, int]
-    dropout: float
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w k"]:
-        x = DepthwiseSeparableConv(FEATURES, dtype=self.dtype, name="dsconv1")(x, train=train)
-        x = DepthwiseSeparableConv(FEATURES, dtype=self.dtype, name="dsconv2")(x, train=train)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return Conv(
-            self.num_classes,
-            self.kernel_size,
-            kernel_init=kaiming_normal_fan_out,
-            dtype=self.dtype,
-            name="conv",
-        )(x)
-
-
 class AFFNet(nn.Module):
     """AFFNet (Fig. 1) and the networks of Tables I and II.
 
@@ -306,56 +236,6 @@ class AFFNet(nn.Module):
         x = fusion((*features[8], *features[16], *features[32]), train=train)
         scores = Classifier(
             self.num_classes, (3, 3), self.dropout, dtype=self.dtype, name="classifier"
-        )(x, train=train)
-        return {"logits": scores.astype(jnp.float32)}
-
-
-class FastSCNN(nn.Module):
-    """Fast-SCNN (Poudel et al., BMVC 2019, Table 1), without its auxiliary heads.
-
-    Attributes:
-        dropout: Rate before the last convolution.
-    """
-
-    num_classes: int
-    dropout: float = 0.1
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, image: Float[Array, "b h w 3"], *, train: bool
-    ) -> dict[str, Float[Array, "b h8 w8 k"]]:
-        """Returns {"logits": float32 scores at output stride 8}."""
-        features = FastSCNNBackbone(dtype=self.dtype, name="backbone")(image, train=train)
-        x = FeatureFusion(self.dtype, name="fusion")(features[8][0], features[32][1], train=train)
-        scores = Classifier(
-            self.num_classes, (1, 1), self.dropout, dtype=self.dtype, name="classifier"
-        )(x, train=train)
-        return {"logits": scores.astype(jnp.float32)}
-
-
-class SPSSNet(nn.Module):
-    """SPSSNet as Section IV-C and Fig. 7 have it: Fast-SCNN with stage-pooling modules for its fusion.
-
-    Attributes:
-        dropout: Rate before the last convolution.
-    """
-
-    num_classes: int
-    dropout: float = 0.1
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, image: Float[Array, "b h w 3"], *, train: bool
-    ) -> dict[str, Float[Array, "b h8 w8 k"]]:
-        """Returns {"logits": float32 scores at output stride 8}."""
-        features = FastSCNNBackbone(dtype=self.dtype, name="backbone")(image, train=train)
-        x = StagePooling(self.dtype, name="fusion")(
-            (*features[8], *features[16], *features[32]), train=train
-        )
-        scores = Classifier(
-            self.num_classes, (1, 1), self.dropout, dtype=self.dtype, name="classifier"
         )(x, train=train)
         return {"logits": scores.astype(jnp.float32)}
 

@@ -28,8 +28,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from rtseg_jax import losses
-from rtseg_jax.backbones.resnet import ResNet
+from rtseg_jax.models.zoo.resnet import ResNet
+from rtseg_jax.nn import losses
 from rtseg_jax.nn.attention import dot_product_attention
 from rtseg_jax.nn.conv import Conv, ConvBatchNorm, kaiming_normal_fan_out
 from rtseg_jax.nn.resize import resize_bilinear

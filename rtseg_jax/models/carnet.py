@@ -28,10 +28,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from rtseg_jax import losses
-from rtseg_jax.backbones.mobilenet import MobileNetV2
-from rtseg_jax.backbones.resnet import ResNet
-from rtseg_jax.labels import IGNORE
+from rtseg_jax.base.labels import IGNORE
+from rtseg_jax.models.zoo.mobilenet import MobileNetV2
+from rtseg_jax.models.zoo.resnet import ResNet
+from rtseg_jax.nn import losses
 from rtseg_jax.nn.blocks import ChainedResidualPooling
 from rtseg_jax.nn.conv import Conv, torch_default
 from rtseg_jax.nn.resize import resize_bilinear

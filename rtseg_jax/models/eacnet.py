@@ -19,11 +19,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from rtseg_jax import losses
-from rtseg_jax.backbones.dabnet import DABNetBackbone
-from rtseg_jax.backbones.erfnet import ERFNetEncoder, NonBottleneck1D, UpsamplerBlock
+from rtseg_jax.models.zoo.dabnet import DABNetBackbone
+from rtseg_jax.models.zoo.erfnet import ERFNetEncoder
+from rtseg_jax.nn import losses
 from rtseg_jax.nn.attention import dot_product_attention
-from rtseg_jax.nn.conv import Conv, ConvTranspose
+from rtseg_jax.nn.conv import Conv
 from rtseg_jax.nn.pool import max_pool
 
 ATTENTIONS = ("self_calibration", "non_local", "none")
@@ -99,57 +99,6 @@ class EACNet(nn.Module):
             scores = SelfCalibrationAttention(
                 downsample=self.attention == "self_calibration", dtype=self.dtype, name="attention"
             )(scores)
-        return {"logits": scores.astype(jnp.float32)}
-
-
-class ERFNetDecoder(nn.Module):
-    """Layers 17-23 of ERFNet (Table I): two upsamplers with two blocks each, a transposed 2x2 classifier."""
-
-    num_classes: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h8 w8 k"]:
-        x = UpsamplerBlock(64, self.dtype, name="up17")(x, train=train)
-        x = NonBottleneck1D(0.0, 1, self.dtype, name="block18")(x, train=train)
-        x = NonBottleneck1D(0.0, 1, self.dtype, name="block19")(x, train=train)
-        x = UpsamplerBlock(16, self.dtype, name="up20")(x, train=train)
-        x = NonBottleneck1D(0.0, 1, self.dtype, name="block21")(x, train=train)
-        x = NonBottleneck1D(0.0, 1, self.dtype, name="block22")(x, train=train)
-        return ConvTranspose(
-            self.num_classes,
-            (2, 2),
-            padding=0,
-            output_padding=0,
-            dtype=self.dtype,
-            name="classifier",
-        )(x)
-
-
-class ERFNet(nn.Module):
-    """ERFNet with its decoder, the paper's "ERFNet-base" (Table 1).
-
-    Attributes:
-        encoder_head: Also create the encoder's 1x1 classifier. No output depends on it, but the 2.067 M parameters
-            that the paper prints count it, and EACNet's stage 1 leaves it behind.
-    """
-
-    num_classes: int
-    encoder_head: bool = True
-    dropout: tuple[float, float] = (0.03, 0.3)
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, image: Float[Array, "b h w 3"], *, train: bool
-    ) -> dict[str, Float[Array, "b h w k"]]:
-        """Returns {"logits": float32 scores at the image's size}."""
-        features = ERFNetEncoder(self.dropout, self.dtype, name="backbone")(image, train=train)[8]
-        if self.encoder_head:
-            Conv(self.num_classes, (1, 1), dtype=self.dtype, name="classifier")(features)
-        scores = ERFNetDecoder(self.num_classes, self.dtype, name="decoder")(features, train=train)
-        # Three halvings round odd sizes up: the transposed convolutions overshoot by up to 7 pixels.
-        scores = scores[:, : image.shape[1], : image.shape[2]]
         return {"logits": scores.astype(jnp.float32)}
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from rtseg_jax.torch_ref.affnet import AFFNet, FastSCNN, SPSSNet
 from rtseg_jax.torch_ref.asap import ASAP
 from rtseg_jax.torch_ref.carnet import CARNet
-from rtseg_jax.torch_ref.eacnet import EACNet, upsample
+from rtseg_jax.torch_ref.eacnet import EACNet
 from rtseg_jax.torch_ref.erfnet import ERFNet
 
 __all__ = ["VARIANTS", "create", "upsample"]

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from rtseg_jax import data
-from rtseg_jax.data import ade20k, spec
+from rtseg_jax.data import spec
+from rtseg_jax.data.sets import ade20k
 
 SIZES = {"train": ((10, 15), (12, 9)), "val": ((15, 10),)}
 SPLITS = {"train": "training", "val": "validation"}

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rtseg_jax.data import camvid, cityscapes, pipeline, spec
+from rtseg_jax.data import files, pipeline, spec
+from rtseg_jax.data.sets import camvid, cityscapes
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 LABEL = np.arange(48, dtype=np.uint8).reshape(6, 8) % 11
@@ -176,7 +177,7 @@ def test_no_truncation_and_no_flipped_bit_gives_other_pixels(tmp_path):
     for damaged in cut + flipped:
         path.write_bytes(damaged)
         try:
-            np.testing.assert_array_equal(spec.read_image(path), IMAGE)
+            np.testing.assert_array_equal(files.read_image(path), IMAGE)
         except spec.DataError as error:
             assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
             refused += 1

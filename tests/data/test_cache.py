@@ -16,14 +16,14 @@ import pytest
 from PIL import Image
 
 from rtseg_jax import data
-from rtseg_jax.data import cache, pipeline, spec
+from rtseg_jax.data import cache, files, pipeline, spec
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 N, H, W = 6, 10, 14
 RNG = np.random.default_rng(1)
 IMAGES = RNG.integers(0, 256, (N, H, W, 3), np.uint8)
 LABELS = RNG.integers(0, 11, (N, H, W), np.uint8)
-LUT = spec.lookup((i, i) for i in range(11))
+LUT = files.lookup((i, i) for i in range(11))
 
 
 class Set:
@@ -43,7 +43,7 @@ class Set:
     def dataset(self):
         def load(i):
             self.loads += 1
-            return spec.read_pair(*self.paths[i], LUT)
+            return files.read_pair(*self.paths[i], LUT)
 
         names = tuple(f"frame{i}" for i in range(N))
         return spec.Dataset(spec.TABLES["camvid"], "train", names, None, load)

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from rtseg_jax import data
-from rtseg_jax.data import camvid, spec
+from rtseg_jax.data import spec
+from rtseg_jax.data.sets import camvid
 
 COUNTS = {"train": 5, "val": 3, "test": 2}
 SIZE = (6, 8)

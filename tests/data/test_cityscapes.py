@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from rtseg_jax import data
-from rtseg_jax.data import cityscapes, spec
+from rtseg_jax.data import files, spec
+from rtseg_jax.data.sets import cityscapes
 
 SIZE = (4, 10)
 # What the evaluation server expects for train ids 0-18.
@@ -40,12 +41,12 @@ def test_the_table():
 
 
 def test_the_maps():
-    ids = np.full(256, spec.INVALID)
+    ids = np.full(256, files.INVALID)
     ids[:34] = 255
     ids[SERVER_IDS] = range(19)
     ids[255] = 255  # the license plate's -1 in a byte
     np.testing.assert_array_equal(cityscapes.LABEL_IDS, ids)
-    train_ids = np.full(256, spec.INVALID)
+    train_ids = np.full(256, files.INVALID)
     train_ids[:19] = range(19)
     train_ids[255] = 255
     np.testing.assert_array_equal(cityscapes.LABEL_TRAIN_IDS, train_ids)

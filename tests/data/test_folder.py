@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from rtseg_jax import data, predict
-from rtseg_jax.data import folder, spec
+from rtseg_jax import data
+from rtseg_jax.data import files, spec
+from rtseg_jax.data.sets import folder
 
 SIZE = (6, 8)
 CLASSES = "# of my farm\nfield 0 200 0\ndirt road 120 80 40\n\nbarn\n"
@@ -78,14 +79,14 @@ def test_photos_are_turned_as_viewers_and_predict_turn_them(root, orientation):
     stored.save(root / "images" / "val" / "v.png", exif=exif)
     image, label = folder.load(root, "val").load(0)
     np.testing.assert_array_equal(image, upright)
-    np.testing.assert_array_equal(predict.read_frame(root / "images" / "val" / "v.png"), upright)
+    np.testing.assert_array_equal(files.read_frame(root / "images" / "val" / "v.png"), upright)
     np.testing.assert_array_equal(label, LABEL)
 
 
 def test_a_photo_with_scrambled_exif_is_read_as_it_is(root):
     path = root / "images" / "val" / "v.png"
     Image.fromarray(image_of(4)).save(path, exif=b"Exif\0\0no such thing")
-    for image in (folder.load(root, "val").load(0)[0], predict.read_frame(path)):
+    for image in (folder.load(root, "val").load(0)[0], files.read_frame(path)):
         np.testing.assert_array_equal(image, image_of(4))
 
 

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from rtseg_jax import data
-from rtseg_jax.data import nyuv2, spec
+from rtseg_jax.data import spec
+from rtseg_jax.data.sets import nyuv2
 
 SIZE = (5, 8)
 LABEL = np.arange(40, dtype=np.uint8).reshape(SIZE)

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rtseg_jax import data, settings
-from rtseg_jax.data import camvid, cityscapes, prepared, spec
+from rtseg_jax import data
+from rtseg_jax.base import config as settings
+from rtseg_jax.data import spec
+from rtseg_jax.data.sets import camvid, cityscapes
+from rtseg_jax.data.sets import tfds as prepared
 
 pytest.importorskip("tensorflow_datasets")
 

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rtseg_jax import augment, data, evaluate, settings, train
-from rtseg_jax.data import ade20k, pipeline, spec
+from rtseg_jax import data
+from rtseg_jax.base import config as settings
+from rtseg_jax.data import augment, pipeline, spec
+from rtseg_jax.data.sets import ade20k, folder
+from rtseg_jax.inference import evaluator
+from rtseg_jax.inference import network as networks
+from rtseg_jax.train import loop
 
 RNG = np.random.default_rng(0)
 SIZES = ((6, 9), (12, 5), (6, 9), (20, 8), (7, 12))
@@ -145,11 +150,11 @@ def test_maps_are_scored_and_drawn_without_their_padding():
         return np.bincount(cells, minlength=121).reshape(11, 11), classes
 
     batches = pipeline.eval_batches(dataset, 2, multiple=8)
-    confusion, maps = evaluate.evaluate(eval_step, batches, 11, frozenset(range(5)))
+    confusion, maps = evaluator.evaluate(eval_step, batches, 11, frozenset(range(5)))
     assert confusion.sum() == np.trace(confusion) == sum(h * w for h, w in SIZES)
     for i, (h, w) in enumerate(SIZES):
         assert maps[i].shape != (h, w)
-        panel = evaluate.overlay_panel(dataset, i, maps[i])
+        panel = evaluator.overlay_panel(dataset, i, maps[i])
         np.testing.assert_array_equal(panel[:h, w : 2 * w], panel[:h, 2 * w : 3 * w])
 
 
@@ -263,7 +268,7 @@ def test_two_steps_and_an_evaluation(tmp_path, name, make, given, evaluation, cl
         config.augment.crop = (32, 64)
         config.eval.update(evaluation)
         config.loss.update({"class_weights": None} if "class_weights" in config.loss else {})
-    result = train.train_and_evaluate(config.lock(), str(tmp_path / "run"))
+    result = loop.train_and_evaluate(config.lock(), str(tmp_path / "run"))
     assert result["step"] == 2
     report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert report["images"] == 2 and len(report["iou"]) == classes
@@ -271,8 +276,8 @@ def test_two_steps_and_an_evaluation(tmp_path, name, make, given, evaluation, cl
     labelled = sum(int((eval_set.load(i)[1] != 255).sum()) for i in range(2))
     assert np.sum(report["confusion"]) == labelled
     # The run knows its classes without the data.
-    names = data.folder.read_classes(tmp_path / "run" / "classes.json").class_names
+    names = folder.read_classes(tmp_path / "run" / "classes.json").class_names
     assert names == eval_set.table.class_names == tuple(report["iou"])
     (tmp_path / "data").rename(tmp_path / "moved")
-    _, model, _, _ = evaluate.load_run(tmp_path / "run")
+    _, model, _, _ = networks.load_run(tmp_path / "run")
     assert model.num_classes == classes

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from rtseg_jax import data
-from rtseg_jax.data import spec
+from rtseg_jax.data import files, spec
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
 LABEL = RNG.integers(0, 4, (6, 8), dtype=np.uint8)
-LUT = spec.lookup([(0, 0), (1, 1), (2, 2), (3, 255)])
+LUT = files.lookup([(0, 0), (1, 1), (2, 2), (3, 255)])
 
 
 def write(path, array, **options):
@@ -52,7 +52,7 @@ def test_colorize():
 
 def test_lookup():
     assert LUT.dtype == np.uint8 and LUT.shape == (256,)
-    assert LUT[:5].tolist() == [0, 1, 2, 255, 254] and (LUT[4:] == spec.INVALID).all()
+    assert LUT[:5].tolist() == [0, 1, 2, 255, 254] and (LUT[4:] == files.INVALID).all()
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_format_values(values, text):
 
 
 def test_read_pair(tmp_path):
-    image, label = spec.read_pair(
+    image, label = files.read_pair(
         write(tmp_path / "i.png", IMAGE), write(tmp_path / "l.png", LABEL), LUT
     )
     assert image.dtype == label.dtype == np.uint8
@@ -81,24 +81,24 @@ def test_palette_label_is_read_as_indices(tmp_path, bits, transparency):
     options = {} if transparency is None else {"transparency": transparency}
     label.save(tmp_path / "l.png", bits=bits, **options)
     assert (tmp_path / "l.png").read_bytes()[24:26] == bytes([bits, 3])
-    read = spec.read_label(tmp_path / "l.png", LUT)
+    read = files.read_label(tmp_path / "l.png", LUT)
     np.testing.assert_array_equal(read, np.where(LABEL == 3, 255, LABEL))
 
 
 def test_images_of_other_modes_become_rgb(tmp_path):
     grey = IMAGE[..., 0]
     tripled = np.stack([grey] * 3, axis=-1)
-    np.testing.assert_array_equal(spec.read_image(write(tmp_path / "l.png", grey)), tripled)
+    np.testing.assert_array_equal(files.read_image(write(tmp_path / "l.png", grey)), tripled)
 
     with_alpha = np.dstack([IMAGE, grey])
-    np.testing.assert_array_equal(spec.read_image(write(tmp_path / "a.png", with_alpha)), IMAGE)
+    np.testing.assert_array_equal(files.read_image(write(tmp_path / "a.png", with_alpha)), IMAGE)
 
     paletted = Image.fromarray(LABEL).convert("P")
     paletted.putdata(LABEL.ravel().tolist())
     palette = np.array([[200, 0, 0], [0, 100, 0], [0, 0, 50], [3, 3, 3]], np.uint8)
     paletted.putpalette(palette.ravel().tolist())
     paletted.save(tmp_path / "p.png", transparency=b"\x00\x10\xff")
-    np.testing.assert_array_equal(spec.read_image(tmp_path / "p.png"), palette[LABEL])
+    np.testing.assert_array_equal(files.read_image(tmp_path / "p.png"), palette[LABEL])
 
 
 COLORS = {(10, 20, 30): 0, (10, 20, 31): 1, (255, 0, 0): 255, (0, 0, 0): 2}
@@ -116,10 +116,10 @@ def test_colours_are_read_exactly(tmp_path):
     paletted.putpalette(colors.ravel().tolist())
     paletted.save(tmp_path / "p.png")
     for name in ("rgb.png", "rgba.png", "p.png"):
-        read = spec.read_color_label(tmp_path / name, COLORS)
+        read = files.read_color_label(tmp_path / name, COLORS)
         assert read.dtype == np.uint8
         np.testing.assert_array_equal(read, expected)
-    image, label = spec.read_pair(write(tmp_path / "i.png", IMAGE), tmp_path / "p.png", COLORS)
+    image, label = files.read_pair(write(tmp_path / "i.png", IMAGE), tmp_path / "p.png", COLORS)
     np.testing.assert_array_equal(label, expected)
 
 
@@ -128,7 +128,7 @@ def test_colours_that_are_no_classes(tmp_path):
     six[0, :, 2] = range(1, 7)
     path = write(tmp_path / "l.png", six)
     with pytest.raises(spec.DataError) as raised:
-        spec.read_color_label(path, COLORS, "look again")
+        files.read_color_label(path, COLORS, "look again")
     assert str(raised.value) == (
         f"{path}: colours (0, 0, 1), (0, 0, 2), (0, 0, 3), (0, 0, 4) and 2 more on 6 pixels are no classes; "
         "look again"
@@ -137,13 +137,13 @@ def test_colours_that_are_no_classes(tmp_path):
     with pytest.raises(
         spec.DataError, match="a JPEG file; expects a PNG whose colours are classes"
     ):
-        spec.read_color_label(tmp_path / "l.jpg", COLORS)
+        files.read_color_label(tmp_path / "l.jpg", COLORS)
 
 
 def test_names_are_as_long_as_needed():
     paths = [pathlib.Path(p) for p in ("/d/x/a.png", "/d/y/a.png", "/d/y/b.png")]
-    assert spec.unique_names(paths[1:]) == ("a", "b")
-    assert spec.unique_names(paths) == ("x/a", "y/a", "y/b")
+    assert files.unique_names(paths[1:]) == ("a", "b")
+    assert files.unique_names(paths) == ("x/a", "y/a", "y/b")
 
 
 def dataset_of(image, label):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from rtseg_jax.data import canvas, streets
+from rtseg_jax.data.sets import streets
+from rtseg_jax.data.sets.streets import canvas
 
 SMALL = (64, 128)
 

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from filling import filled
 
-from rtseg_jax import convert, losses, models, settings
-from rtseg_jax.backbones import fast_scnn
+from rtseg_jax import models, torch_ref
+from rtseg_jax.base import config as settings
 from rtseg_jax.models import affnet
+from rtseg_jax.models.zoo import fast_scnn
+from rtseg_jax.nn import losses
+from rtseg_jax.torch_ref import affnet as torch_affnet
+from rtseg_jax.torch_ref import fast_scnn as torch_fast_scnn
+from rtseg_jax.weights import torch_files
+from tests import torch_losses
 
 torch = pytest.importorskip("torch")
-
-from rtseg_jax import torch_ref  # noqa: E402
-from rtseg_jax.torch_ref import affnet as torch_affnet  # noqa: E402
-from rtseg_jax.torch_ref import fast_scnn as torch_fast_scnn  # noqa: E402
-from rtseg_jax.torch_ref import losses as torch_losses  # noqa: E402
 
 
 def shapes(module, *inputs, **arguments):
@@ -75,7 +76,7 @@ def test_parameters_of_the_parts():
     assert sum(count(v) for k, v in fusion.items() if k.startswith("pooling")) == 46080
     assert count(fusion["merge"]) == 33024
     assert count(parts["classifier"]) == 58003
-    parts = shapes(affnet.FastSCNN(19), image, train=True)["params"]
+    parts = shapes(fast_scnn.FastSCNN(19), image, train=True)["params"]
     assert count(parts["backbone"]["downsample"]) == 6640
     assert count(parts["fusion"]) == 26752
     assert count(parts["classifier"]) == 38547
@@ -185,7 +186,7 @@ def assert_twins(module, inputs, twin, nested):
     arguments = {"train": False}
     variables = filled(shapes(module, *inputs, train=True), seed=2)
     ours = jax.jit(functools.partial(module.apply, **arguments))(variables, *inputs)
-    state = {k: torch.from_numpy(v) for k, v in convert.to_torch(variables).items()}
+    state = {k: torch.from_numpy(v) for k, v in torch_files.to_torch(variables).items()}
     missing, unexpected = twin.load_state_dict(state, strict=False)
     assert not unexpected and all(k.endswith("num_batches_tracked") for k in missing)
     theirs_in = [torch.from_numpy(x.transpose(0, 3, 1, 2)) for x in jax.tree.leaves(inputs)]
@@ -240,7 +241,7 @@ def test_trunks_equal_their_twins(options):
 
 def test_dropout_is_off_in_inference():
     x = jnp.ones((1, 4, 4, 128))
-    head = affnet.Classifier(3, (1, 1), dropout=0.5)
+    head = fast_scnn.Classifier(3, (1, 1), dropout=0.5)
     variables = filled(shapes(head, x, train=True))
 
     @functools.partial(jax.jit, static_argnames="train")

@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 from filling import filled
 
-from rtseg_jax import convert, flops, models, optim, settings
-from rtseg_jax.backbones import resnet
-from rtseg_jax.models import carnet
+from rtseg_jax import models, torch_ref
+from rtseg_jax.base import config as settings
+from rtseg_jax.models import carnet, flops
+from rtseg_jax.models.zoo import resnet
 from rtseg_jax.nn.norm import BatchNorm
+from rtseg_jax.torch_ref import resnet as torch_resnet
+from rtseg_jax.train import optim
+from rtseg_jax.weights import torch_files
+from tests import torch_losses
 
 torch = pytest.importorskip("torch")
 
 from torch.nn import functional as F  # noqa: E402
-
-from rtseg_jax import torch_ref  # noqa: E402
-from rtseg_jax.torch_ref import losses as torch_losses  # noqa: E402
-from rtseg_jax.torch_ref import resnet as torch_resnet  # noqa: E402
 
 KEYS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 
@@ -159,7 +160,7 @@ def twins(variant, **options):
     model = models.create(variant, num_classes=5, **options)
     variables = filled(flops.variable_shapes(model))
     twin = torch_ref.create(variant, 5, **options)
-    state = {k: torch.from_numpy(v) for k, v in convert.to_torch(variables).items()}
+    state = {k: torch.from_numpy(v) for k, v in torch_files.to_torch(variables).items()}
     missing, unexpected = twin.load_state_dict(state, strict=False)
     assert not unexpected and all(k.endswith("num_batches_tracked") for k in missing)
     return model, variables, twin.eval()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from counts import COMPILED, PARAMETERS, STRIDE
 
-from rtseg_jax import data, models, settings
+from rtseg_jax import data, models
+from rtseg_jax.base import config as settings
 
 
 @functools.cache

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from counts import PARAMETERS, STRIDE
 
-from rtseg_jax import convert, losses, models
+from rtseg_jax import models, torch_ref
 from rtseg_jax.models import eacnet
+from rtseg_jax.nn import losses
+from rtseg_jax.weights import torch_files
+from tests import torch_losses
 
 torch = pytest.importorskip("torch")
 
-from rtseg_jax import torch_ref  # noqa: E402
-from rtseg_jax.torch_ref import losses as torch_losses  # noqa: E402
 
 CLASSES = 19
 
@@ -61,7 +62,9 @@ def twins(variant, **options):
     model = models.create(variant, num_classes=CLASSES, **options)
     variables = fill(shapes(model), seed=sorted(PARAMETERS).index(variant))
     twin = torch_ref.create(variant, CLASSES, **options)
-    state = {name: torch.from_numpy(array) for name, array in convert.to_torch(variables).items()}
+    state = {
+        name: torch.from_numpy(array) for name, array in torch_files.to_torch(variables).items()
+    }
     missing, unexpected = twin.load_state_dict(state, strict=False)
     assert not unexpected
     assert all(name.endswith("num_batches_tracked") for name in missing), missing
@@ -193,8 +196,8 @@ def ours_and_theirs(model, variables, twin, label, weights):
     return (
         (
             float(loss),
-            convert.to_torch({"params": gradient}),
-            convert.to_torch({"batch_stats": batch_stats}),
+            torch_files.to_torch({"params": gradient}),
+            torch_files.to_torch({"batch_stats": batch_stats}),
         ),
         (expected.item(), theirs, {name: v.numpy() for name, v in twin.state_dict().items()}),
     )
@@ -230,7 +233,7 @@ def test_training(variant, slope, tolerance):
         variables = jax.tree_util.tree_map_with_path(
             lambda path, x: np.full_like(x, slope) if path[-1].key == "slope" else x, variables
         )
-        state = {name: torch.from_numpy(a) for name, a in convert.to_torch(variables).items()}
+        state = {name: torch.from_numpy(a) for name, a in torch_files.to_torch(variables).items()}
         twin.load_state_dict(state, strict=False)
     counts = {}  # values per channel, of each BatchNorm
     for name, module in twin.named_modules():
@@ -246,7 +249,7 @@ def test_training(variant, slope, tolerance):
     check_gradient(ours[1], theirs[1], tolerance)
 
     statistics, state = ours[2], theirs[2]
-    before = convert.to_torch({"batch_stats": variables["batch_stats"]})
+    before = torch_files.to_torch({"batch_stats": variables["batch_stats"]})
     assert len(statistics) == 2 * len(counts)
     for name, n in counts.items():
         mean, var = f"{name}.running_mean", f"{name}.running_var"

@@ -9,7 +9,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from rtseg_jax.data import camvid, spec
+from rtseg_jax.data import spec
+from rtseg_jax.data.sets import camvid
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}  # TFDS's name -> ours
 

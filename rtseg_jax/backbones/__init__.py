@@ -1,1 +1,0 @@
-"""Trunks that return their features keyed by output stride."""

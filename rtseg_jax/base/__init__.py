@@ -1,0 +1,1 @@
+"""What everything stands on: configs, devices, files, threads."""

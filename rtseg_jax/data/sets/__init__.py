@@ -1,0 +1,1 @@
+"""A data set is a file."""

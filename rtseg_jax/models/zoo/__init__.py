@@ -1,0 +1,1 @@
+"""Networks of others, a file each: trunk and head together."""

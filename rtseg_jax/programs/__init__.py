@@ -1,0 +1,1 @@
+"""What a person runs: a program is flags and one call."""

@@ -1,0 +1,579 @@
+"""A local page that shows what a run's network makes of an image, or of what a camera sees; also a program.
+
+python -m rtseg_jax.demo --workdir=RUN
+python -m rtseg_jax.demo --workdir=RUN --workdir=RUN --port=8000 --open
+
+The page takes an image that is dropped, pasted or chosen, and the browser's camera. It lays the classes over it and
+tells their shares of the pixels, what the network saw, and how long that took: the network alone, from the frame on
+the host to the class map on the host. Reading a checkpoint and compiling for a new size of frames is told apart.
+What the network sees of a frame is as predict has it: --size, what the run was evaluated at, or the frame itself.
+
+It listens on this machine alone (--host=0.0.0.0 lets others in), fetches nothing from elsewhere and sends nothing
+there; what was uploaded is deleted when it ends, with Ctrl-C or SIGTERM. Browsers give pages their camera only on
+this machine or over https.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import html
+import os
+import pathlib
+import signal
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from rtseg_jax import data
+from rtseg_jax.base import config as settings
+from rtseg_jax.base.extras import optional
+from rtseg_jax.base.files import absolute
+from rtseg_jax.data import files
+from rtseg_jax.data.spec import ClassTable, Image3, Label
+from rtseg_jax.inference import evaluator, pictures
+from rtseg_jax.inference import network as networks
+from rtseg_jax.programs.shared.command_line import Flags, Given, Program
+from rtseg_jax.programs.shared.process import prepare_process
+from rtseg_jax.weights import checkpoint
+
+Pair = tuple[int, int]
+KEPT = 4  # compiled programs, each for one checkpoint and one size of frames
+CALLS, SECONDS = 5, 1.0  # a time is the median of so many calls, of fewer where they take longer
+EXAMPLES = 4
+SHOWN_SIDE = 1280  # of a picture on the page, in pixels
+CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}}
+STREAM_EVERY = 0.1  # seconds between the camera's frames
+CAMERAS = 4  # at once; the frames of all take turns
+PORTS = range(7860, 7960)
+LARGEST_FILE = "64mb"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+HINT = "Drop an image, paste one, or take one with the camera."
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """A checkpoint that can be chosen.
+
+    Attributes:
+        workdir: Of its run.
+        step: That it is of.
+        label: The run's name, the step, the mIoU that it was kept with, and the network.
+    """
+
+    workdir: pathlib.Path
+    step: int
+    label: str
+
+
+def kept(workdirs: Sequence[pathlib.Path]) -> list[Kept]:
+    """The checkpoints of runs, in the order of the runs; of each, the best one first, then from the latest on.
+
+    Raises:
+        FileNotFoundError: no run, or no checkpoint in it.
+        ValueError: no folder given, or one twice.
+    """
+    if not workdirs or len(set(workdirs)) < len(workdirs):
+        raise ValueError(
+            "give --workdir=RUN, the folder of a run, or those of several different ones"
+        )
+    common = os.path.commonpath([path.parent for path in workdirs])
+    found = []
+    for workdir in workdirs:
+        config = settings.read(workdir)
+        folder = workdir / checkpoint.FOLDER
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder; train with that workdir first")
+        with checkpoint.open_manager(workdir, read_only=True) as manager:
+            best, latest = manager.best_step(), manager.latest_step()
+            steps = {step: (manager.metrics(step) or {}) for step in manager.all_steps()}
+        if latest is None:
+            raise FileNotFoundError(f"{folder} holds no checkpoint yet")
+        for step in sorted(steps, key=lambda step: (step != best, -step)):
+            tags = [tag for tag, at in (("best", best), ("latest", latest)) if at == step]
+            miou = steps[step].get("miou", -1)  # as checkpoint.save() writes what is not known
+            parts = [
+                os.path.relpath(workdir, common),
+                ", ".join((f"step {step:,}", *tags)),
+                *([f"{config.input.eval_split} mIoU {100 * miou:.2f} %"] if miou >= 0 else []),
+                config.model.name,
+            ]
+            found.append(Kept(workdir, step, " · ".join(parts)))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The class map of a frame, and what making it took.
+
+    Attributes:
+        ids: Class map of the frame's size.
+        table: Of the classes.
+        network: Its name.
+        step: Of the checkpoint.
+        seen: (h, w) that the network saw.
+        milliseconds: From the frame on the host to the class map on the host, the median of `calls`.
+        calls: How many were timed.
+        preparing: Seconds of reading the checkpoint, compiling and a first call; None where that was done before.
+    """
+
+    ids: Label
+    table: ClassTable
+    network: str
+    step: int
+    seen: Pair
+    milliseconds: float
+    calls: int
+    preparing: float | None
+
+    @property
+    def shares(self) -> list[tuple[int, float]]:
+        """(train id, share of the pixels) of the classes that occur, from the largest on."""
+        counts = np.bincount(self.ids.ravel(), minlength=self.table.num_classes)
+        order = sorted(np.flatnonzero(counts).tolist(), key=lambda c: (-counts[c], c))
+        return [(c, float(counts[c] / self.ids.size)) for c in order]
+
+
+def predictor(
+    *,
+    size: Pair | str | None = None,
+    max_pixels: int = networks.MAX_PIXELS,
+    dtype: str = "float32",
+) -> Callable[..., Prediction]:
+    """A function (workdir, step, frame, calls=CALLS) -> Prediction that threads may call; they take turns.
+
+    It keeps the KEPT latest used programs, and raises what predict.classifier() raises.
+
+    Args:
+        size: (h, w) that networks see; "own" for the frames' own; None as their runs were evaluated.
+        max_pixels: Larger frames are shrunk for the network.
+        dtype: Of the computation.
+    """
+    turn = threading.Lock()
+
+    @functools.lru_cache(maxsize=KEPT)
+    def prepared(workdir: pathlib.Path, step: int, h: int, w: int) -> tuple[Any, ...]:
+        config = settings.read(workdir)
+        view = networks.view(config, size, max_pixels=max_pixels)
+        classes, table = networks.frame_classifier(
+            workdir, which=str(step), size=size, max_pixels=max_pixels, dtype=dtype
+        )
+        classes(np.zeros((h, w, 3), np.uint8))
+        return classes, table, config.model.name, view.seen(view.given((h, w)))
+
+    def predict_frame(
+        workdir: pathlib.Path, step: int, frame: Image3, calls: int = CALLS
+    ) -> Prediction:
+        with turn:
+            start, before = time.perf_counter(), prepared.cache_info().misses
+            classes, table, network, seen = prepared(workdir, step, *frame.shape[:2])
+            preparing = time.perf_counter() - start
+            times = []
+            while len(times) < calls and sum(times) < SECONDS:
+                start = time.perf_counter()
+                ids = classes(frame)
+                times.append(time.perf_counter() - start)
+            return Prediction(
+                ids=ids,
+                table=table,
+                network=network,
+                step=step,
+                seen=seen,
+                milliseconds=1000 * statistics.median(times),
+                calls=len(times),
+                preparing=preparing if prepared.cache_info().misses > before else None,
+            )
+
+    return predict_frame
+
+
+def examples(workdirs: Sequence[pathlib.Path], folder: pathlib.Path) -> tuple[list[str], str]:
+    """Writes some images of the first evaluation set that can be read.
+
+    Returns:
+        The files, and what they are; none and "" where no set can be read.
+    """
+    for workdir in workdirs:
+        config = settings.read(workdir)
+        split = config.input.eval_split
+        try:
+            dataset = data.load(**settings.dataset_arguments(config, split) | {"cache": ""})
+            paths = []
+            for index in sorted(evaluator.spread(len(dataset), EXAMPLES)):
+                paths.append(str(folder / f"{dataset.names[index].replace('/', '_')}.png"))
+                Image.fromarray(dataset.load(index)[0]).save(paths[-1])
+            return paths, f"{config.input.dataset} {split}"
+        except (ValueError, OSError, ImportError):  # the data are elsewhere, or were drawn anew
+            continue
+    return [], ""
+
+
+# Pieces of HTML
+
+
+def _fact(what: str, figure: str, remark: str) -> str:
+    return (
+        f'<div><dt class="quiet">{what}</dt><dd>{html.escape(figure)}'
+        f'<small class="quiet">{html.escape(remark)}</small></dd></div>'
+    )
+
+
+def overlaid(frame: Image3, prediction: Prediction) -> str:
+    """The classes over the photo, whose opacity the page's style sets, as HTML; large frames are shrunk."""
+    h, w = prediction.ids.shape
+    shrink = min(1.0, SHOWN_SIDE / max(h, w))
+    size = max(1, round(shrink * w)), max(1, round(shrink * h))
+    photo = Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    ids = Image.fromarray(prediction.ids).resize(size, Image.Resampling.NEAREST)
+    ids.putpalette(np.array(prediction.table.palette, np.uint8).tobytes())
+    names = ", ".join(prediction.table.class_names[c] for c, _ in prediction.shares)
+    return (
+        f'<figure class="overlaid" style="--w:{w};--h:{h}">'
+        f'<img class="photo" decoding="sync" alt="photo" src="{pictures.data_uri(photo, "jpeg", quality=88)}">'
+        f'<img class="classes" decoding="sync" alt="classes: {html.escape(names)}" src="{pictures.data_uri(ids, "png")}">'
+        "</figure>"
+    )
+
+
+def facts(prediction: Prediction) -> str:
+    """What the network saw and how long it took, as HTML."""
+    device = jax.devices()[0]
+    h, w = prediction.ids.shape
+    calls = f"median of {prediction.calls} calls" if prediction.calls > 1 else "one call"
+    tiles = [
+        _fact(
+            "network alone",
+            f"{prediction.milliseconds:.3g} ms"
+            if prediction.milliseconds < 1000
+            else f"{prediction.milliseconds:,.0f} ms",
+            f"{calls}, {device.device_kind}",
+        ),
+        _fact("network", prediction.network, f"step {prediction.step:,}"),
+        _fact("it saw", "{}x{}".format(*prediction.seen), f"of a frame of {h}x{w}"),
+    ]
+    if prediction.preparing is not None:
+        remark = "with reading the checkpoint and a first call; in no other time"
+        tiles.append(_fact("compiled in", f"{prediction.preparing:.1f} s", remark))
+    return f'<dl class="facts">{"".join(tiles)}</dl>'
+
+
+def legend(prediction: Prediction) -> str:
+    """The classes that occur with their colours and shares of the pixels, from the largest on, as HTML."""
+    rows = []
+    for c, share in prediction.shares:
+        color = "#{:02x}{:02x}{:02x}".format(*prediction.table.palette[c])
+        name = html.escape(prediction.table.class_names[c])
+        shown = f"{100 * share:.1f} %" if share >= 0.0005 else "&lt; 0.1 %"
+        rows.append(
+            f'<tr><th scope="row"><i style="background:{color}"></i>{name}</th>'
+            f'<td class="bar"><i style="width:{100 * share:.2f}%;background:{color}"></i></td>'
+            f"<td>{shown}</td></tr>"
+        )
+    caption = '<caption class="quiet">share of the pixels</caption>'
+    return f'<table class="legend">{caption}{"".join(rows)}</table>'
+
+
+def _line(kind: str, text: str) -> str:
+    role = ' role="alert"' if kind == "problem" else ""
+    return f'<p class="{kind}"{role}>{html.escape(" ".join(text.split()))}</p>'
+
+
+# The page
+
+# Without commas between selectors: Gradio puts its own before each, and takes :is(a, b) apart.
+_STYLE = """
+.gradio-container { max-width: 1400px !important; }
+#title .html-container { padding: 0; }
+#title h1 { margin: 0; font-size: 26px; font-weight: 700; }
+#choice input { text-overflow: ellipsis; padding-right: 28px; }
+#view { min-height: 60px; }
+#view .html-container { padding: 0; color: var(--body-text-color); }
+.overlaid { position: relative; margin: 0 auto; aspect-ratio: var(--w) / var(--h); overflow: hidden;
+  width: min(100%, 68vh * var(--w) / var(--h)); border-radius: 6px; }
+.overlaid img { position: absolute; inset: 0; width: 100%; height: 100%; }
+.overlaid .classes { opacity: var(--classes-opacity, OPACITY); image-rendering: pixelated; }
+.quiet { display: block; font-size: 12px; font-weight: 400; text-align: left; opacity: 0.7; }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 10px 20px;
+  margin: 14px 0; }
+.facts dd { margin: 0; font-size: 18px; font-weight: 600; overflow-wrap: anywhere; }
+.legend { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.legend caption { display: table-caption; }
+.legend th { position: relative; padding: 2px 0 2px 30px; font-weight: 400; text-align: left; }
+.legend th i { position: absolute; left: 0; top: 5px; width: 22px; height: 13px; border-radius: 2px;
+  border: 1px solid #8888; }
+.legend td { padding: 2px 0 2px 12px; text-align: right; white-space: nowrap; }
+.legend .bar { width: 50%; }
+.legend .bar i { display: block; height: 9px; min-width: 2px; border-radius: 2px; border: 1px solid #8888; }
+.hint { padding: 14px; border-radius: 6px; background: var(--background-fill-secondary); }
+.problem { padding: 14px; border-radius: 6px; overflow-wrap: anywhere; color: #7a1212; background: #fde8e8; }
+""".replace("OPACITY", str(pictures.OPACITY))
+
+_SET_OPACITY = "(v) => document.documentElement.style.setProperty('--classes-opacity', v / 100)"
+
+
+def page(
+    gradio: Any,
+    workdirs: Sequence[pathlib.Path],
+    predict_frame: Callable[..., Prediction],
+    folder: pathlib.Path,
+) -> Any:
+    """The page as Gradio's Blocks.
+
+    Args:
+        gradio: The module.
+        workdirs: Of the runs.
+        predict_frame: Of predictor().
+        folder: For what can be downloaded, and the examples.
+
+    Raises:
+        FileNotFoundError, ValueError: as of kept().
+    """
+    folder = folder.resolve()
+
+    def choices() -> list[tuple[str, str]]:
+        return [(k.label, f"{workdirs.index(k.workdir)}:{k.step}") for k in kept(workdirs)]
+
+    def refresh(chosen: str) -> Any:
+        """A run that goes on writes checkpoints and deletes others."""
+        found = choices()
+        values = [value for _, value in found]
+        return gradio.Dropdown(
+            choices=found, value=chosen if chosen in values else values[0], interactive=True
+        )
+
+    def show(read: Callable[[], Image3], chosen: str, calls: int) -> tuple[str, Prediction | None]:
+        run, _, step = chosen.partition(":")
+        try:
+            frame = read()
+            prediction = predict_frame(workdirs[int(run)], int(step), frame, calls)
+        except (ValueError, OSError) as error:
+            return _line("problem", str(error)), None
+        except jax.errors.JaxRuntimeError as error:
+            return _line("problem", f"the network failed on it: {str(error)[:200]}"), None
+        return overlaid(frame, prediction) + facts(prediction) + legend(prediction), prediction
+
+    def show_image(given: dict[str, Any] | None, chosen: str) -> tuple[str, Any]:
+        nothing = gradio.DownloadButton(value=None, interactive=False)
+        if given is None:
+            return _line("hint", HINT), nothing
+        path = pathlib.Path(given["path"]).resolve()
+        if not path.is_relative_to(folder):
+            return _line("problem", f"{path.name}: was not uploaded here"), nothing
+        shown, prediction = show(lambda: files.read_frame(path), chosen, CALLS)
+        if prediction is None:
+            return shown.replace(html.escape(str(path)), html.escape(path.name)), nothing
+        file = pathlib.Path(tempfile.mkdtemp(dir=folder)) / f"{path.stem}_ids.png"
+        Image.fromarray(prediction.ids).save(file)
+        return shown, gradio.DownloadButton(value=str(file), interactive=True)
+
+    def show_camera(frame: np.ndarray | None, chosen: str) -> tuple[str, Any]:
+        nothing = gradio.DownloadButton(value=None, interactive=False)
+        if frame is None:
+            return _line("hint", HINT), nothing
+        return show(lambda: np.ascontiguousarray(frame[..., :3]), chosen, 1)[0], nothing
+
+    plain = {"js_on_load": None, "apply_default_css": False}
+    found = choices()
+    paths, of = examples(workdirs, folder)
+    blocks = gradio.Blocks(title="rtseg_jax", analytics_enabled=False, delete_cache=(600, 3600))
+    with blocks:
+        gradio.HTML("<h1>Real-time semantic segmentation</h1>", **plain, elem_id="title")
+        with gradio.Row():
+            with gradio.Column(scale=5, min_width=320):
+                with gradio.Tab("Image"):
+                    image = gradio.Image(
+                        label="Image",
+                        sources=["upload", "webcam", "clipboard"],
+                        webcam_options=gradio.WebcamOptions(mirror=False),
+                        buttons=["fullscreen"],
+                        height=360,
+                        elem_id="image",
+                    )
+                    if paths:
+                        gradio.Examples(
+                            [[path] for path in paths],
+                            [image],
+                            label=f"Images of {of}",
+                            cache_examples=False,
+                        )
+                with gradio.Tab("Live camera"):
+                    camera = gradio.Image(
+                        label="Camera",
+                        sources=["webcam"],
+                        streaming=True,
+                        webcam_options=gradio.WebcamOptions(mirror=False, constraints=CAMERA),
+                        height=360,
+                        elem_id="camera",
+                    )
+                choice = gradio.Dropdown(
+                    found,
+                    value=found[0][1],
+                    label="Checkpoint",
+                    filterable=False,
+                    interactive=True,
+                    elem_id="choice",
+                )
+                opacity = gradio.Slider(
+                    0, 100, round(100 * pictures.OPACITY), step=1, label="Opacity of the classes, %"
+                )
+            with gradio.Column(scale=6, min_width=320):
+                view = gradio.HTML(_line("hint", HINT), **plain, elem_id="view")
+                download = gradio.DownloadButton(
+                    "Class numbers as PNG", interactive=False, elem_id="download"
+                )
+        blocks.load(refresh, choice, choice, api_visibility="private", show_progress="hidden")
+        opacity.change(None, opacity, None, js=_SET_OPACITY, api_visibility="private")
+        gradio.on(
+            [image.change, choice.change],
+            show_image,
+            [image, choice],
+            [view, download],
+            preprocess=False,  # Gradio's own reading fails on what is no image
+            api_visibility="private",
+            show_progress_on=[view],
+        )
+        camera.stream(
+            show_camera,
+            [camera, choice],
+            [view, download],
+            api_visibility="private",
+            show_progress="hidden",
+            stream_every=STREAM_EVERY,
+            concurrency_limit=CAMERAS,
+        )
+    return blocks
+
+
+# The program
+
+
+def free_port(host: str, port: int | None) -> int:
+    """The port, or the first free one of PORTS where None is asked for.
+
+    Raises:
+        ValueError: it is taken, all are, or the host is no address of this machine.
+    """
+    for tried in PORTS if port is None else (port,):
+        try:
+            family, *_, address = socket.getaddrinfo(host, tried, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family) as listener:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(address)
+                return listener.getsockname()[1]
+        except socket.gaierror as error:
+            raise ValueError(f"--host={host} is no address: {error.strerror}") from error
+        except OSError as error:
+            problem = error
+    given = f"ports {PORTS[0]}-{PORTS[-1]}" if port is None else f"port {port}"
+    raise ValueError(
+        f"{given} of {host} cannot be listened on ({problem.strerror}); give another --port or --host"
+    )
+
+
+def serve(
+    workdirs: Sequence[pathlib.Path],
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    browser: bool = False,
+    **options: Any,
+) -> None:
+    """Serves the page until KeyboardInterrupt.
+
+    Args:
+        workdirs: Of the runs.
+        host: That it listens on.
+        port: That it listens on; None for the first free one of PORTS.
+        browser: Whether one is opened.
+        **options: Of predictor().
+
+    Raises:
+        ValueError: no gradio, or as of kept() and free_port().
+        FileNotFoundError: as of kept().
+    """
+    with tempfile.TemporaryDirectory(prefix="rtseg_demo_", ignore_cleanup_errors=True) as folder:
+        before = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        reached = ",".join(filter(None, (before, *LOOPBACK, host)))
+        os.environ |= {
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "GRADIO_RUN_HISTORY": "False",
+            "GRADIO_TEMP_DIR": folder,
+            "HF_HUB_OFFLINE": "1",
+            "NO_PROXY": reached,  # it asks itself whether it is up
+            "no_proxy": reached,
+        }
+        gradio = optional("gradio", "demo")
+        blocks = page(gradio, workdirs, predictor(**options), pathlib.Path(folder))
+        fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
+        try:
+            blocks.launch(
+                server_name=f"[{host}]" if ":" in host else host,
+                server_port=free_port(host, port),
+                inbrowser=browser,
+                share=False,
+                quiet=True,
+                show_error=True,
+                prevent_thread_lock=True,
+                ssr_mode=False,
+                pwa=False,
+                mcp_server=False,
+                enable_monitoring=False,
+                max_file_size=LARGEST_FILE,
+                footer_links=[],
+                theme=gradio.themes.Default(font=fonts[0], font_mono=fonts[1]),
+                css=_STYLE,
+            )
+            if host not in LOOPBACK:
+                print(f"whoever reaches {host} can use this page")
+            print(f"{blocks.local_url} shows it; Ctrl-C ends it", flush=True)
+            while True:
+                time.sleep(3600)
+        finally:
+            blocks.close(verbose=False)
+
+
+def define(flags: Flags) -> None:
+    """Defines the flags."""
+    flags.strings("workdir", "Folder of a run; may be repeated.")
+    flags.string("host", "Address that the page is served on.", "127.0.0.1")
+    text = f"Port of the page, 0 for any; from {PORTS[0]} the first free one if not given."
+    flags.count("port", text, None, low=0, high=65535)
+    flags.switch("open", "Open the page in a browser.")
+    flags.size("that the network sees, or 'own'; as evaluated if not given.")
+    flags.count(
+        "max_pixels", "Larger frames are shrunk for the network.", networks.MAX_PIXELS, low=1024
+    )
+    flags.choice("dtype", "The type that is computed in.", "float32", ["float32", "bfloat16"])
+
+
+def main(given: Given, _: list[str]) -> None:
+    """Serves the page until Ctrl-C."""
+    if not given.workdir:
+        raise ValueError("give --workdir=...: Folder of a run; may be repeated.")
+    prepare_process(many_threads=True)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has SIGHUP
+            signal.signal(number, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(
+            [absolute(workdir) for workdir in given.workdir],
+            host=given.host,
+            port=given.port,
+            browser=given.open,
+            size=given.size,
+            max_pixels=given.max_pixels,
+            dtype=given.dtype,
+        )
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print("ended", flush=True)
+    os._exit(0)  # a thread may be compiling, which the interpreter's own end does not survive
+
+
+PROGRAM = Program(__doc__, define, main)

@@ -1,0 +1,223 @@
+"""From a data set to a report: confusion, IoU table, evaluation.json, overlay pictures.
+
+rtseg evaluate --workdir=RUN --split=test
+rtseg evaluate --workdir=RUN --scales=0.5,1.0,1.5 --flip
+rtseg evaluate --workdir=RUN --split=test --submission=DIR
+
+With several scales, or the mirrored frame beside the frame itself, a pixel's class is that of the highest mean of the
+softmax probabilities, each upsampled to the frame's size as logits.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from rtseg_jax import data
+from rtseg_jax.base import config as settings
+from rtseg_jax.base.files import absolute
+from rtseg_jax.data import pipeline
+from rtseg_jax.data.spec import Dataset
+from rtseg_jax.inference import metrics
+from rtseg_jax.inference.evaluator import (
+    counting,
+    evaluate,
+    or_null,
+    percent,
+    spread,
+    table,
+    write_overlays,
+    write_report,
+)
+from rtseg_jax.inference.network import OWN, Pair, check_classes, classifier, load_run
+from rtseg_jax.programs.evaluate import submission
+from rtseg_jax.programs.shared.command_line import (
+    Flags,
+    Given,
+    Program,
+    check_folder,
+)
+from rtseg_jax.programs.shared.process import prepare_process
+
+
+def evaluate_run(
+    workdir: pathlib.Path,
+    *,
+    split: str,
+    which: str,
+    output: pathlib.Path,
+    batch_size: int,
+    overlays: int,
+    root: str | None = None,
+    size: Pair | str | None = None,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    submit: pathlib.Path | None = None,
+    official: bool = False,
+) -> metrics.Scores:
+    """Evaluates a checkpoint of a run and writes evaluation.json and overlays.
+
+    Args:
+        workdir: Of the run.
+        split: Of its data set.
+        which: Checkpoint, as of load_run().
+        output: Folder for evaluation.json and overlays/.
+        batch_size: Frames per call.
+        overlays: How many pictures.
+        root: The data set's folder, if it has moved.
+        size: (h, w) that the network sees, "own" for the frames' own, None as the config says: config.input.size
+            resizes the files, config.eval.size what the network sees of them.
+        scales: Of classifier().
+        flip: Of classifier().
+        submit: Folder for the label ids of Cityscapes, at the files' own size, whatever size the network sees; it is
+            checked and packed into an archive beside it.
+        official: Evaluates them with cityscapesscripts too; they are in output/submission unless `submit` says.
+
+    Raises:
+        ValueError: data of other classes than the run's; a file where a folder is to be; or a submission of another
+            data set, or that does not pass the server's rules.
+    """
+    check_folder(output, "output")
+    config, model, variables, at = load_run(workdir, which)
+    if root is not None:
+        config.input.root = root
+    if official and submit is None:
+        submit = output / "submission"
+    arguments = settings.dataset_arguments(config, split)
+    seen = config.eval.size if size is None else size
+    if submit is not None:
+        _check_submission(config, arguments, submit)
+        seen = seen or arguments["size"]
+        arguments.update(size=None, patches=None, num_examples=None)
+    seen = None if seen == OWN else seen
+    dataset = data.load(**arguments)
+    check_classes(workdir, config, dataset)
+    if official:
+        submission.check_truths(absolute(config.input.root), split, dataset.names)
+    classify = classifier(
+        model,
+        variables,
+        seen=lambda frame: seen,
+        scales=scales,
+        flip=flip,
+        mean=config.augment.mean,
+        std=config.augment.std,
+    )
+    batches = pipeline.eval_batches(dataset, batch_size, multiple=config.eval.get("multiple", 0))
+    visit = None
+    if submit is not None:
+        submit.mkdir(parents=True, exist_ok=True)
+
+        def visit(index, classes):
+            submission.write(submit, dataset.names[index], classes)
+
+    confusion, maps = evaluate(
+        counting(classify, dataset.table.num_classes),
+        batches,
+        dataset.table.num_classes,
+        spread(len(dataset), overlays),
+        visit,
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "model": config.model.name,
+        "step": at,
+        "workdir": str(workdir),
+        "size": seen or dataset.size,
+        "scales": scales,
+        "flip": flip,
+    }
+    print(f"{config.model.name}, step {at}, {dataset.table.name} {split}, {len(dataset)} images")
+    if submit is not None:
+        _pack_submission(submit, dataset.names)
+    if official:
+        facts["official"] = _official(submit, absolute(config.input.root), dataset)
+    result = write_report(output / "evaluation.json", confusion, dataset, **facts)
+    write_overlays(output / "overlays", dataset, maps)
+    if confusion.any():
+        print(table(result, dataset.table.class_names))
+    else:
+        print("no pixel of this split is labelled: there are no scores")
+    print(f"written: {output / 'evaluation.json'}, {output / 'overlays'}")
+    return result
+
+
+def _check_submission(config: ConfigDict, arguments: dict[str, Any], folder: pathlib.Path) -> None:
+    if config.input.dataset != "cityscapes" or arguments.get("annotation") == "coarse":
+        raise ValueError(
+            f"a submission is of cityscapes with its fine annotations; this run is of "
+            f"{' '.join(filter(None, (config.input.dataset, arguments.get('annotation'))))}"
+        )
+    check_folder(folder, "submission")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; give a new folder for the submission")
+
+
+def _pack_submission(folder: pathlib.Path, names: Sequence[str]) -> None:
+    problems = submission.check(folder, names)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ValueError(f"the submission breaks the server's rules: {problems[0]}{more}")
+    print(f"{len(names)} label maps pass the server's rules: {submission.pack(folder)}")
+
+
+def _official(folder: pathlib.Path, root: pathlib.Path, dataset: Dataset) -> dict[str, Any]:
+    """The official figures for evaluation.json, also printed."""
+    result = submission.evaluate(folder, root, dataset.split, dataset.names)
+    names = dataset.table.class_names
+    figures = {
+        "miou": or_null(result["averageScoreClasses"]),
+        "iiou": or_null(result["averageScoreInstClasses"]),
+        "category_iou": or_null(result["averageScoreCategories"]),
+        "category_iiou": or_null(result["averageScoreInstCategories"]),
+        "iou_by_class": {n: or_null(result["classScores"][n]) for n in names},
+        "iiou_by_class": {n: or_null(result["classInstScores"][n]) for n in names},
+    }
+    shown = ("miou", "iiou", "category_iou", "category_iiou")
+    shares = (np.nan if figures[k] is None else figures[k] for k in shown)
+    print(
+        "cityscapesscripts: mIoU{}, iIoU{}, category IoU{}, category iIoU{}".format(
+            *map(percent, shares)
+        )
+    )
+    return figures
+
+
+def define(flags: Flags) -> None:
+    """Defines the flags."""
+    flags.path("workdir", "Folder of a run.", required=True)
+    flags.string("split", "Split of the run's data set.", "val")
+    flags.string("checkpoint", "best, latest or a step.", "best")
+    flags.path("output", "Folder for the report; workdir/evaluation_SPLIT if not given.")
+    flags.string("root", "The data set's folder, if it has moved.")
+    flags.count("batch_size", "Frames per call.", 1, low=1)
+    flags.count("overlays", "How many pictures.", 8, low=0)
+    flags.size("that the network sees, or 'own'; the config's if not given.")
+    flags.scales()
+    flags.switch("flip", "Average over the mirrored frame too.")
+    flags.path("submission", "New folder for Cityscapes' label ids; DIR.zip is for the server.")
+    flags.switch("official", "Evaluate with cityscapesscripts too (iIoU); extra [cityscapes].")
+
+
+def main(given: Given, _: list[str]) -> None:
+    """Scores a run."""
+    prepare_process()
+    evaluate_run(
+        given.workdir,
+        split=given.split,
+        which=given.checkpoint,
+        output=given.output or given.workdir / f"evaluation_{given.split}",
+        batch_size=given.batch_size,
+        overlays=given.overlays,
+        root=given.root,
+        size=given.size,
+        scales=given.scales,
+        flip=given.flip,
+        submit=given.submission,
+        official=given.official,
+    )
+
+
+PROGRAM = Program(__doc__, define, main)

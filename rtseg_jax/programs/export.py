@@ -1,0 +1,336 @@
+"""A trained run as one file that does its whole job without this project.
+
+    rtseg export --workdir=RUN --format=stablehlo --output=camvid.stablehlo --size=360x480
+    rtseg export --workdir=RUN --format=onnx --output=camvid.onnx --size=360x480 --batch=dynamic
+    rtseg export --workdir=RUN --format=safetensors --output=camvid.safetensors
+
+stablehlo and onnx take uint8 RGB frames [b, h, w, 3] and give a uint8 class map [b, h, w]: normalisation, the network
+with its weights, upsampling and argmax are inside. What was written is read again and compared with the network before
+the file has its name. safetensors holds the weights and the run's config, which load() reads back.
+
+The network sees the frames at their size, --size, or at the config's eval.size, to which the program resizes them. The
+resizing of a run's data to input.size is not inside: where --size is another, or the frames are such as predict would
+shrink or pad, a line tells what predict shows the network instead.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import traverse_util
+
+from rtseg_jax.base.extras import optional
+from rtseg_jax.inference import network as networks
+from rtseg_jax.inference import program as infer
+from rtseg_jax.programs import export_onnx
+from rtseg_jax.programs.shared import command_line
+from rtseg_jax.programs.shared.command_line import Flags, Given, Program
+from rtseg_jax.programs.shared.process import prepare_process
+from rtseg_jax.weights.bundle import save
+
+FORMATS = ("stablehlo", "onnx", "safetensors")
+
+
+DTYPES = {"stablehlo": ("float32", "bfloat16", "float16"), "onnx": ("float32", "float16")}
+
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+# How far below the best score the score of a chosen class may lie, over the largest score.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
+
+
+def stablehlo(
+    program: Callable[[jax.Array], jax.Array],
+    size: tuple[int, int],
+    batch: int | None,
+    platforms: Sequence[str],
+) -> bytes:
+    """Serialises a program for jax.export.deserialize.
+
+    Args:
+        program: Of infer.program.
+        size: (h, w) of the frames in pixels.
+        batch: Frames per call; None leaves it to the call.
+        platforms: Where it can run, of PLATFORMS.
+    """
+    frames = jax.export.symbolic_shape("batch")[0] if batch is None else batch
+    shape = jax.ShapeDtypeStruct((frames, *size, 3), jnp.uint8)
+    return bytes(jax.export.export(jax.jit(program), platforms=platforms)(shape).serialize())
+
+
+def onnx(
+    program: Callable[[jax.Array], jax.Array],
+    size: tuple[int, int],
+    batch: int | None,
+    metadata: dict[str, str],
+) -> bytes:
+    """Serialises a program as an ONNX model of standard nodes, opset 18; arguments as of stablehlo().
+
+    Raises:
+        ValueError: the package onnx is missing.
+    """
+    optional("onnx", "onnx")
+    frames = export_onnx.BATCH if batch is None else batch
+    return export_onnx.convert(program, (frames, *size, 3), metadata=metadata).SerializeToString()
+
+
+def _run_stablehlo(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray] | None:
+    exported = jax.export.deserialize(bytearray(path.read_bytes()))
+    device = jax.local_devices()[0]
+    here = device.platform
+    if here == "gpu":
+        here = "rocm" if "rocm" in device.client.platform_version else "cuda"
+    if here not in exported.platforms:
+        return None
+    return lambda frames: np.asarray(exported.call(frames))
+
+
+def _run_onnx(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
+    runtime = optional("onnxruntime", "onnx")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda frames: session.run(None, {"frames": frames})[0]
+
+
+def smooth_frames(batch: int, size: tuple[int, int]) -> np.ndarray:
+    """Frames [batch, h, w, 3] of soft spots of colour; of noise, the classes of neighbouring pixels are a toss-up."""
+    spots = np.random.default_rng(0).uniform(0, 255, (batch, 6, 8, 3)).astype(np.float32)
+    return np.asarray(jax.image.resize(spots, (batch, *size, 3), "bilinear")).astype(np.uint8)
+
+
+def compare(
+    run: Callable[[np.ndarray], np.ndarray],
+    logits: Callable[[np.ndarray], Any],
+    size: tuple[int, int],
+    batches: Iterable[int],
+    tolerance: float,
+) -> float:
+    """Holds a program against the network on smooth frames.
+
+    A pixel may have another class where two scores are all but equal, and nowhere else.
+
+    Args:
+        run: Frames [b, h, w, 3] -> class map [b, h, w].
+        logits: One frame [1, h, w, 3] -> float32 [1, h, w, k].
+        size: (h, w) of the frames in pixels.
+        batches: Frames per call, one call each.
+        tolerance: How far below a pixel's best score that of its class may lie, over the largest score.
+
+    Returns:
+        The share of pixels with the network's own class.
+
+    Raises:
+        ValueError: another shape or type than a class map's, or a class beyond the tolerance.
+    """
+    equal = pixels = 0
+    for batch in batches:
+        frames = smooth_frames(batch, size)
+        classes = run(frames)
+        if classes.shape != frames.shape[:3] or classes.dtype != np.uint8:
+            raise ValueError(
+                f"the exported program gives {classes.dtype} {classes.shape} for frames {frames.shape}; "
+                f"uint8 {frames.shape[:3]} was to come"
+            )
+        for i, chosen in enumerate(classes):
+            scores = np.asarray(logits(frames[i : i + 1]))[0]
+            if chosen.max() >= scores.shape[-1]:
+                raise ValueError(
+                    f"the exported program gives class {chosen.max()} of {scores.shape[-1]}"
+                )
+            of_chosen = np.take_along_axis(scores, chosen[..., None].astype(np.int64), -1)[..., 0]
+            below = (scores.max(-1) - of_chosen).max() / np.abs(scores).max()
+            agree = chosen == scores.argmax(-1)
+            if below > tolerance:
+                raise ValueError(
+                    f"the exported program is not the network: {100 * agree.mean():.2f} % of pixels agree, and a "
+                    f"score is {below:.2g} of the largest below the best, {tolerance:g} allowed; nothing is "
+                    "written, choose another --format or --dtype=float32"
+                )
+            equal, pixels = equal + int(agree.sum()), pixels + agree.size
+    return equal / pixels
+
+
+def _frame_size(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> tuple[int, int]:
+    size = config.input.size or config.eval.size
+    if size is None:
+        raise ValueError(
+            f"the run in {workdir} is of frames of the files' own size; give theirs as --size=HEIGHTxWIDTH"
+        )
+    return tuple(size)
+
+
+def _told_of_sizes(
+    config: ml_collections.ConfigDict, size: tuple[int, int], seen: tuple[int, int]
+) -> str:
+    """A line on what the network sees of frames of `size`; one more where predict shows it another size of them."""
+    view = networks.view(config)
+    of_program, of_predict, frames = (
+        "x".join(map(str, pair)) for pair in (seen, view.seen(view.given(size)), size)
+    )
+    line = f"takes frames of {frames}; the network sees {of_program}"
+    if of_predict == of_program:
+        return line
+    return (
+        f"{line}\npredict shows it {of_predict} of such a frame, and with --size={of_program} --multiple=0 what "
+        f"this file does; export --size={of_predict} is for frames of that size"
+    )
+
+
+def export_run(
+    workdir: pathlib.Path,
+    *,
+    format: str,
+    output: pathlib.Path,
+    size: tuple[int, int] | None = None,
+    batch: int | None = 1,
+    dtype: str = "float32",
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    which: str = "best",
+) -> None:
+    """Writes a checkpoint of a run as one file, after comparing it with the network.
+
+    Args:
+        workdir: Of the run.
+        format: "stablehlo", "onnx" or "safetensors"; the last has neither of the following but `output` and `which`.
+        output: The file. It appears once it is whole and checked; one of that name is replaced.
+        size: (h, w) of the frames in pixels; None takes the size that the config gives for them. The network sees
+            them at the config's eval.size, or as they are where it names none.
+        batch: Frames per call; None leaves it to the call.
+        dtype: Of the computation.
+        platforms: Of stablehlo, where it can run.
+        which: "best", "latest" or a step.
+
+    Raises:
+        FileNotFoundError: no run, or no checkpoint in it.
+        ValueError: a format, dtype, platform or step that there is not; a missing package; an output that cannot be
+            a file; or what is exported differs from the network.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"unknown format '{format}'; choose one of {', '.join(FORMATS)}")
+    if dtype not in DTYPES.get(format, TOLERANCE):
+        raise ValueError(f"{format} takes no dtype '{dtype}'; choose {' or '.join(DTYPES[format])}")
+    if unknown := [name for name in platforms if name not in PLATFORMS]:
+        raise ValueError(f"unknown platform '{unknown[0]}'; choose from {', '.join(PLATFORMS)}")
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder; give a file, as {output / f'net.{format}'}")
+    command_line.check_folder(output.parent, "output")
+    config, model, variables, at = networks.load_run(workdir, which)
+    facts = {
+        "model": config.model.name,
+        "step": at,
+        "classes": list(networks.class_table(workdir, config).class_names),
+    }
+    if format != "safetensors":
+        size = _frame_size(config, workdir) if size is None else size
+        facts["seen"] = config.eval.size or size
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unchecked = output.with_name(f"{output.name}.unchecked")
+    try:
+        if format == "safetensors":
+            save(unchecked, variables, config, **facts)
+            found = _compare_weights(unchecked, variables)
+        else:
+            seen = {
+                "mean": config.augment.mean,
+                "std": config.augment.std,
+                "size": config.eval.size,
+            }
+            program = infer.program(model, variables, dtype=jnp.dtype(dtype), **seen)
+            if format == "onnx":
+                texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+                unchecked.write_bytes(onnx(program, size, batch, texts))
+                run = _run_onnx(unchecked)
+            else:
+                unchecked.write_bytes(stablehlo(program, size, batch, platforms))
+                run = _run_stablehlo(unchecked)
+            found = f"not compared: this machine has none of {', '.join(platforms)}"
+            if run is not None:
+                logits = infer.freeze(model, variables, (1, *size), output="logits", **seen)
+                batches = (1, 3) if batch is None else (batch,)
+                share = compare(run, logits, size, batches, TOLERANCE[dtype])
+                found = (
+                    f"read again and compared with the network in float32 at {size[0]}x{size[1]}, "
+                    f"batch {' and '.join(map(str, batches))}: {100 * share:.3f} % of pixels agree"
+                )
+        os.replace(unchecked, output)
+    finally:
+        unchecked.unlink(missing_ok=True)
+    print(f"{config.model.name}, step {at}, {len(facts['classes'])} classes, as {format}")
+    if format != "safetensors":
+        print(_told_of_sizes(config, size, facts["seen"]))
+    print(found)
+    print(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")
+
+
+def _compare_weights(path: pathlib.Path, variables: Any) -> str:
+    """What to tell of the file that was read again.
+
+    Raises:
+        ValueError: a weight is not what it was.
+    """
+    _, _, read = networks.load_bundle(path)
+    wanted, found = (traverse_util.flatten_dict(dict(v), sep="/") for v in (variables, read))
+    same = wanted.keys() == found.keys() and all(
+        np.array_equal(np.asarray(wanted[name]), found[name], equal_nan=True) for name in wanted
+    )
+    if not same:
+        raise ValueError(f"what was written to {path} reads back otherwise; is the disk full?")
+    return f"read again: {len(found)} arrays, all equal"
+
+
+def _batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    if not (text.isdecimal() and int(text) > 0):
+        raise ValueError(f"--batch={text} is neither a number of frames nor 'dynamic'")
+    return int(text)
+
+
+def _options(given: Given) -> dict[str, Any]:
+    """The arguments of export_run that a user's flags stand for; None is a flag that was not given."""
+    unused = {"safetensors": ("size", "batch", "dtype", "platforms"), "onnx": ("platforms",)}
+    for name in unused.get(given.format, ()):
+        if getattr(given, name) is not None:
+            raise ValueError(f"--format={given.format} has no --{name}; leave it out")
+    if given.size == networks.OWN:
+        raise ValueError(
+            "--size=own: a file is for frames of one size; give HEIGHTxWIDTH in pixels"
+        )
+    read = {"size": tuple, "batch": _batch, "dtype": str, "platforms": tuple}
+    named = {name: getattr(given, name) for name in read}
+    return {name: read[name](value) for name, value in named.items() if value is not None}
+
+
+def define(flags: Flags) -> None:
+    """Defines the flags."""
+    flags.path("workdir", "Folder of a run.", required=True)
+    flags.choice("format", "Kind of file.", "stablehlo", FORMATS)
+    flags.path("output", "The file.", required=True)
+    flags.size("of the frames; the config's if it gives one.")
+    flags.string("batch", "Frames per call (1), or 'dynamic'.")
+    flags.string("dtype", "The type that is computed in (float32).")
+    flags.words("platforms", f"Platforms of stablehlo (cpu,cuda,tpu), from {', '.join(PLATFORMS)}.")
+    flags.string("checkpoint", "best, latest or a step.", "best")
+
+
+def main(given: Given, _: list[str]) -> None:
+    """Writes the file."""
+    options = _options(given)
+    prepare_process()
+    export_run(
+        workdir=given.workdir,
+        output=given.output,
+        format=given.format,
+        which=given.checkpoint,
+        **options,
+    )
+
+
+PROGRAM = Program(__doc__, define, main)

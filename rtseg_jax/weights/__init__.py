@@ -1,0 +1,1 @@
+"""Files that hold weights, and nothing about networks."""
