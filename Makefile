@@ -17,7 +17,7 @@ smoke:  ## two minutes of training without any data
 	$(PYTHON) -m rtseg_jax.main --config=configs/eacnet.py:streets --workdir=/tmp/rtseg_smoke
 
 bench:  ## every network against PyTorch and onnxruntime, on this device: hours on a CPU; may be interrupted and resumed
-	$(PYTHON) -m rtseg_jax.bench --sizes=512x1024,360x480 --mode=throughput,e2e,train --resume --output=benchmarks/$(DEVICE).jsonl
+	$(PYTHON) -m rtseg_jax bench --sizes=512x1024,360x480 --mode=throughput,e2e,train --resume --output=benchmarks/$(DEVICE).jsonl
 
 torture:  ## kills runs at random moments and damages what they need; tells what was lost: takes long on two CPU cores
 	$(PYTHON) -m tests.torture --faults > benchmarks/reliability.md.new

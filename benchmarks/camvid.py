@@ -225,7 +225,7 @@ def train(
         source = folder_of(runs, run.after, seed)
         given += [f"--config.init_from.workdir={source}", f"--config.init_from.checkpoint={which}"]
     if not (workdir / "evaluation.json").is_file():
-        _call("main", [*flags, *given], workdir)
+        _call("train", [*flags, *given], workdir)
     if not (workdir / "evaluation_test" / "evaluation.json").is_file():
         if not (workdir / "evaluation.json").is_file():
             raise RuntimeError(f"{workdir} was stopped; the same command goes on with it")
@@ -243,10 +243,10 @@ def _call(program: str, arguments: list[str], workdir: pathlib.Path) -> None:
     with log.open("ab") as file, _STARTING:
         if _STOPPED.is_set():
             raise RuntimeError(f"{workdir} was not begun; the same command begins with it")
-        file.write(f"$ rtseg_jax.{program} {shlex.join(arguments)}\n".encode())
+        file.write(f"$ rtseg {program} {shlex.join(arguments)}\n".encode())
         file.flush()
         process = subprocess.Popen(
-            [sys.executable, "-m", f"rtseg_jax.{program}", *arguments],
+            [sys.executable, "-m", "rtseg_jax", program, *arguments],
             stdout=file,
             stderr=subprocess.STDOUT,
             cwd=HERE.parent,
@@ -361,7 +361,7 @@ SINGLE = """
 ## Single runs
 
 Started by hand: `python -m rtseg_jax.main --config=COMMAND --config.input.root=DIR --workdir=RUN`, then
-`python -m rtseg_jax.evaluate --workdir=RUN --split=test` (not where a run only shows that a network learns), then
+`rtseg evaluate --workdir=RUN --split=test` (not where a run only shows that a network learns), then
 `python benchmarks/camvid.py add RUN COMMAND`. `FIRST` is the folder of the run before. "Majority"
 is the val mIoU of naming every pixel by the commonest class. Seconds are wall time on two CPU cores, evaluations included, on a machine that had other work to do.
 """

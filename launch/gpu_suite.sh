@@ -73,7 +73,7 @@ run_ops() {
   fi
   forms_of "$first" || status=$?
   # A flag that this jaxlib does not know is a row that says so, and no failure of the suite.
-  limit 220 "$PYTHON" -m rtseg_jax.bench --models=$network --sizes=$size --dtype="$first" --backend=jax \
+  limit 220 "$PYTHON" -m rtseg_jax bench --models=$network --sizes=$size --dtype="$first" --backend=jax \
     --rounds=$rounds --seconds=0.5 --output="$OUT/flags.jsonl" --flags="$(IFS=';' && echo "${sets[*]}")" || true
   if [[ $second ]]; then forms_of "$second" || status=$?; fi
   return "$status"
@@ -92,12 +92,12 @@ run_bench() {
   local common=(--resume "--rounds=$rounds" "--seconds=$seconds" "--output=$OUT/gpu.jsonl" "--train_batch_size=$train")
   local end=$((SECONDS + 525))
   for network in "$@"; do
-    limit $((end - SECONDS > 5 ? end - SECONDS : 5)) "$PYTHON" -m rtseg_jax.bench --models="$network" --sizes=$sizes \
+    limit $((end - SECONDS > 5 ? end - SECONDS : 5)) "$PYTHON" -m rtseg_jax bench --models="$network" --sizes=$sizes \
       --dtype=$dtypes --backend=jax,torch --mode=throughput,latency,e2e "${common[@]}" > "$scratch/table" || status=$?
-    limit $((end - SECONDS > 5 ? end - SECONDS : 5)) "$PYTHON" -m rtseg_jax.bench --models="$network" --sizes=$size \
+    limit $((end - SECONDS > 5 ? end - SECONDS : 5)) "$PYTHON" -m rtseg_jax bench --models="$network" --sizes=$size \
       --dtype=$dtypes --backend=jax,torch --mode=train "${common[@]}" > "$scratch/table" || status=$?
     if [[ ! $TINY ]]; then  # compiled PyTorch once: it takes long
-      limit $((end - SECONDS > 5 ? end - SECONDS : 5)) "$PYTHON" -m rtseg_jax.bench --models="$network" --sizes=$size \
+      limit $((end - SECONDS > 5 ? end - SECONDS : 5)) "$PYTHON" -m rtseg_jax bench --models="$network" --sizes=$size \
         --dtype=bfloat16 --backend=torch --torch_variants=compile "${common[@]}" > "$scratch/table" || status=$?
     fi
   done
@@ -137,8 +137,8 @@ run_camvid() {
   cp "$run"/{config.json,metrics.jsonl} "$OUT/"
   if ((status)); then return "$status"; fi
   cp "$run/evaluation.json" "$OUT/"
-  "$PYTHON" -m rtseg_jax.convert "$run" "$OUT/weights.msgpack"
-  "$PYTHON" -m rtseg_jax.evaluate --workdir="$run" --root="$scratch/camvid" --split=test --overlays=0 --output="$scratch/test"
+  "$PYTHON" -m rtseg_jax convert "$run" "$OUT/weights.msgpack"
+  "$PYTHON" -m rtseg_jax evaluate --workdir="$run" --root="$scratch/camvid" --split=test --overlays=0 --output="$scratch/test"
   cp "$scratch/test/evaluation.json" "$OUT/evaluation_test.json"
 }
 

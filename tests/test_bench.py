@@ -36,12 +36,13 @@ def one_thread(monkeypatch):
     torch.set_num_threads(threads)
 
 
-# As `python -m rtseg_jax.bench`, on one processor: threads that wait for each other spin.
+# As `rtseg bench`, on one processor: threads that wait for each other spin.
 PROGRAM = """
-import os, runpy
+import os, sys
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-runpy.run_module("rtseg_jax.bench", run_name="__main__", alter_sys=True)
+from rtseg_jax.__main__ import main
+sys.exit(main(["bench", *sys.argv[1:]]))
 """
 
 

@@ -376,7 +376,7 @@ def test_contact_sheet(root, tmp_path):
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "rtseg_jax.check_data", *arguments],
+        [sys.executable, "-m", "rtseg_jax", "check", *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,

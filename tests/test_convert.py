@@ -16,6 +16,7 @@ from rtseg_jax import models
 from rtseg_jax.models import flops
 from rtseg_jax.programs import convert
 from rtseg_jax.weights import torch_files
+from tests.networks import shapes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # The two others have the blocks of carnet_resnet50, and more of them.
@@ -177,7 +178,7 @@ def test_unknown_leaves():
 
 def test_needs_numpy_alone():
     code = (
-        "import sys, rtseg_jax.convert\n"
+        "import sys, rtseg_jax.weights.torch_files\n"
         "print([m for m in ('torch', 'jax', 'flax', 'tensorflow') if m in sys.modules])"
     )
     result = subprocess.run(
@@ -204,20 +205,20 @@ def test_a_whole_network(tmp_path):
     variables = random_variables("eacnet_dabnet")
     file = tmp_path / "whole.safetensors"
     torch_files.save_torch(variables, file)
-    loaded = torch_files.load_torch(file, "eacnet_dabnet", num_classes=11)
+    loaded = torch_files.load_torch(file, shapes("eacnet_dabnet", 11))
     assert_equal(loaded, variables)
     with pytest.raises(ValueError, match="only in the file: attention.alpha") as error:
-        torch_files.load_torch(file, "dabnet", num_classes=12)
+        torch_files.load_torch(file, shapes("dabnet", 12))
     assert "classifier.weight is (11, 259, 1, 1) in the file, (12, 259" in str(error.value)
 
 
 def test_the_backbone_of_a_whole_network(tmp_path):
     variables = random_variables("eacnet_dabnet")
     torch_files.save_torch(variables, tmp_path / "whole.safetensors")
-    loaded = torch_files.load_torch_backbone(tmp_path / "whole.safetensors", "dabnet")
+    loaded = torch_files.load_torch_backbone(tmp_path / "whole.safetensors", shapes("dabnet"))
     assert_equal(loaded, {name: {"backbone": t["backbone"]} for name, t in variables.items()})
     with pytest.raises(ValueError, match=r"only in the file: backbone\.block1_1"):
-        torch_files.load_torch_backbone(tmp_path / "whole.safetensors", "erfnet")
+        torch_files.load_torch_backbone(tmp_path / "whole.safetensors", shapes("erfnet"))
 
 
 def test_wrapped_state_dicts(tmp_path):
@@ -227,7 +228,7 @@ def test_wrapped_state_dicts(tmp_path):
     state = {f"module.{k}": torch.from_numpy(v) for k, v in torch_files.to_torch(variables).items()}
     for key in ("state_dict", "model"):
         torch.save({"epoch": 3, key: state}, tmp_path / "wrapped.tar")
-        loaded = torch_files.load_torch(tmp_path / "wrapped.tar", "dabnet", num_classes=11)
+        loaded = torch_files.load_torch(tmp_path / "wrapped.tar", shapes("dabnet", 11))
         assert_equal(loaded, variables)
 
 
@@ -274,7 +275,7 @@ def test_files_that_are_refused(tmp_path, monkeypatch):
         torch_files.save_torch(small(), "out.h5")
     torch.save({"other.weight": torch.zeros(1)}, bad)
     with pytest.raises(ValueError, match=r"of no layout that is known, and has no backbone\.\*"):
-        torch_files.load_torch_backbone(bad, "dabnet")
+        torch_files.load_torch_backbone(bad, shapes("dabnet"))
 
 
 def test_hub(tmp_path, monkeypatch):
@@ -289,7 +290,7 @@ def test_hub(tmp_path, monkeypatch):
     hub = types.SimpleNamespace(hf_hub_download=hf_hub_download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     path = "hf://someone/nets/dabnet.safetensors"
-    assert_equal(torch_files.load_torch(path, "dabnet", num_classes=11), variables)
+    assert_equal(torch_files.load_torch(path, shapes("dabnet", 11)), variables)
     assert asked == [("someone/nets", "dabnet.safetensors")]
     with pytest.raises(ValueError, match="'hf://someone/nets' is not hf://OWNER/NAME/FILE"):
         torch_files.read_state("hf://someone/nets")
@@ -313,7 +314,7 @@ def test_a_missing_package_names_its_extra(package, path, extra, tmp_path, monke
 
 def run(*arguments, cwd):
     return subprocess.run(
-        [sys.executable, "-m", "rtseg_jax.convert", *map(str, arguments)],
+        [sys.executable, "-m", "rtseg_jax", "convert", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -351,7 +352,7 @@ def test_program(tmp_path):
 def test_a_target_that_cannot_be_is_told_first(target, error, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
-    monkeypatch.setattr(torch_files, "load_torch", None)
+    monkeypatch.setattr(convert, "load_torch", None)
     with pytest.raises(error, match=message):
         convert.convert("a.pth", target, variant="dabnet", num_classes=11)
 

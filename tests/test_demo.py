@@ -308,10 +308,9 @@ def test_without_gradio_the_extra_is_named(folder, monkeypatch):
 
 def test_help_needs_neither_gradio_nor_tensorflow(tmp_path):
     code = (
-        "import sys, runpy\n"
-        "sys.argv = ['demo', '--help']\n"
-        "try: runpy.run_module('rtseg_jax.demo', run_name='__main__')\n"
-        "except SystemExit: pass\n"
+        "import sys\n"
+        "from rtseg_jax.__main__ import main\n"
+        "main(['demo', '--help'])\n"
         "print([m for m in ('gradio', 'tensorflow', 'torch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -319,7 +318,14 @@ def test_help_needs_neither_gradio_nor_tensorflow(tmp_path):
 
 
 def test_a_wrong_flag_is_one_line(folder):
-    command = [sys.executable, "-m", "rtseg_jax.demo", f"--workdir={folder / 'first'}", "--size=12"]
+    command = [
+        sys.executable,
+        "-m",
+        "rtseg_jax",
+        "demo",
+        f"--workdir={folder / 'first'}",
+        "--size=12",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -388,7 +394,7 @@ class Server:
         given = [f"--workdir={run}" for run in runs]
         with open(place / "log", "w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "rtseg_jax.demo", "--port=0", *given],
+                [sys.executable, "-m", "rtseg_jax", "demo", "--port=0", *given],
                 stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=place,
             )  # fmt: skip
         self.url = self.wait(r"(http\S+) shows it")[1]

@@ -12,6 +12,7 @@ from rtseg_jax.models import flops
 from rtseg_jax.models.zoo.mobilenet import MobileNetV2
 from rtseg_jax.models.zoo.resnet import ResNet
 from rtseg_jax.weights import layouts, torch_files
+from tests.networks import shapes
 
 LAYOUTS = {layout.name: layout for layout in layouts.LAYOUTS}
 RESNET = "ResNet of torchvision or timm"
@@ -191,15 +192,15 @@ def test_whole_networks(name, tmp_path):
     state = public(LAYOUTS[name], variables)
     file = tmp_path / "public.safetensors"
     write({f"module.{key}": value for key, value in state.items()}, file)
-    assert_equal(torch_files.load_torch(file, variant, num_classes=20), variables)
-    trunk = torch_files.load_torch_backbone(file, variant)
+    assert_equal(torch_files.load_torch(file, shapes(variant, 20)), variables)
+    trunk = torch_files.load_torch_backbone(file, shapes(variant))
     assert_equal(trunk, {key: {"backbone": tree["backbone"]} for key, tree in variables.items()})
 
     lost = next(key for key in state if key.endswith(".bias"))
     left = "encoder.more.weight"
     write({**{k: v for k, v in state.items() if k != lost}, left: np.zeros(1)}, file)
     with pytest.raises(ValueError, match=re.escape(f"only in the file: {left}\n  only in the net")):
-        torch_files.load_torch(file, variant, num_classes=20)
+        torch_files.load_torch(file, shapes(variant, 20))
 
 
 @pytest.mark.parametrize(
@@ -208,13 +209,13 @@ def test_whole_networks(name, tmp_path):
     + [(n, MobileNetV2(expand_first=False)) for n in (TORCHVISION, TIMM)],
 )
 def test_trunks(name, trunk):
-    shapes = flops.variable_shapes(trunk)
-    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    traced = flops.variable_shapes(trunk)
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), traced)
     state = public(LAYOUTS[name], variables)
     state.pop("fc.weight", None)
     renamed, layout = torch_files.our_names(state)
     assert layout is LAYOUTS[name]
-    assert jax.tree.structure(torch_files.from_torch(renamed, shapes)) == jax.tree.structure(
+    assert jax.tree.structure(torch_files.from_torch(renamed, traced)) == jax.tree.structure(
         variables
     )
 
@@ -223,7 +224,7 @@ def test_a_trunk_is_no_network(tmp_path):
     state = public(LAYOUTS[RESNET], random_like(flops.variable_shapes(ResNet(18))))
     write(state, tmp_path / "resnet18.safetensors")
     with pytest.raises(ValueError, match=r"holds a trunk alone \(ResNet of torchvision or timm\)"):
-        torch_files.load_torch(tmp_path / "resnet18.safetensors", "dabnet", num_classes=19)
+        torch_files.load_torch(tmp_path / "resnet18.safetensors", shapes("dabnet", 19))
 
 
 def test_the_trunk_of_a_network(tmp_path):
@@ -231,10 +232,10 @@ def test_the_trunk_of_a_network(tmp_path):
     variables = random_like(flops.variable_shapes(MobileNetV2(expand_first=False)))
     file = tmp_path / "mobilenet_v2.safetensors"
     write(public(LAYOUTS[TORCHVISION], variables), file)
-    loaded = torch_files.load_torch_backbone(file, "carnet_mobilenet", expand_first=False)
+    loaded = torch_files.load_torch_backbone(file, shapes("carnet_mobilenet", expand_first=False))
     assert_equal(loaded, {key: {"backbone": tree} for key, tree in variables.items()})
     with pytest.raises(ValueError, match="only in the network: backbone.stage0_block0") as error:
-        torch_files.load_torch_backbone(file, "carnet_mobilenet")
+        torch_files.load_torch_backbone(file, shapes("carnet_mobilenet"))
     assert str(error.value).endswith("published MobileNetV2 weights need expand_first=False")
 
 

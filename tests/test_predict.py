@@ -601,7 +601,7 @@ def test_without_pyav_a_video_is_named_and_images_go_on(tmp_path, monkeypatch):
 
 def program(*arguments, cwd):
     return subprocess.run(
-        [sys.executable, "-m", "rtseg_jax.predict", *arguments],
+        [sys.executable, "-m", "rtseg_jax", "predict", *arguments],
         capture_output=True, text=True, cwd=cwd, timeout=600, env={**os.environ, "HOME": str(cwd)},
     )  # fmt: skip
 

@@ -611,7 +611,7 @@ def test_what_is_wrong_with_a_run_is_said_in_a_line(tmp_path, damage, error, mes
         ({"output": "."}, ValueError, r"is a folder; give a file, as .*report.html"),
         ({"output": "no/page.html"}, FileNotFoundError, r"no: no such folder; create it first"),
         ({"evaluation": "evaluation_test"}, FileNotFoundError,
-         r"no evaluation.json at .*run/evaluation_test, nor at .*; python -m rtseg_jax.evaluate"),
+         r"no evaluation.json at .*run/evaluation_test, nor at .*; rtseg evaluate"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_the_options_is_said_in_a_line(tmp_path, options, error, message):
@@ -851,7 +851,7 @@ def test_points_stand_where_the_axes_say():
 
 def test_the_program(trained, tmp_path):
     def go(*arguments):
-        command = [sys.executable, "-m", "rtseg_jax.report", *map(str, arguments)]
+        command = [sys.executable, "-m", "rtseg_jax", "report", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
     page = tmp_path / "page.html"

@@ -147,7 +147,7 @@ def test_tables():
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "rtseg_jax.summary", *arguments],
+        [sys.executable, "-m", "rtseg_jax", "summary", *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -45,5 +45,5 @@ def write(workdir: pathlib.Path, name: str = "fast_scnn:smoke", seed: int = 0, *
     settings.write(config, workdir)
     folder.write_classes(table, workdir / "classes.json")
     with checkpoint.open_manager(workdir) as manager:
-        checkpoint.save(manager, state.replace(step=jnp.int32(7)), miou=0.5)
+        checkpoint.save(manager, state.replace(step=jnp.int32(7)).as_tree(), miou=0.5)
     return workdir

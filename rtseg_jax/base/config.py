@@ -19,7 +19,7 @@ from absl import flags
 flags.disclaim_key_flags()  # --help lists --config under the program that asks for it
 
 
-_PACKAGE = pathlib.Path(__file__).resolve().parent
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
 
 # A checkout has configs/ beside the package, an installed wheel has it inside.

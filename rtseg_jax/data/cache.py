@@ -25,9 +25,9 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
-from rtseg_jax import __version__
 from rtseg_jax.data.spec import DataError, Dataset
 
+FORMAT = 1  # raised when decoding, or the files of a copy, change: it is packed anew
 ABANDONED = 24 * 3600.0  # seconds without a write, after which a half-written copy has no owner
 ATTEMPTS = 3
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -71,7 +71,7 @@ def packed(
         ) from error
     paths = [pathlib.Path(file).absolute() for file in files]
     source = {
-        "made_by": {"rtseg_jax": __version__, "pillow": PIL.__version__},
+        "made_by": {"format": FORMAT, "pillow": PIL.__version__},
         "dataset": dataset.table.name,
         "split": dataset.split,
         "arguments": json.loads(json.dumps(dict(arguments))),  # as they are read back

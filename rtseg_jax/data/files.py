@@ -22,7 +22,6 @@ from rtseg_jax.data.spec import (
     Label,
     format_values,
 )
-from rtseg_jax.inference.network import Pair
 
 INVALID = 254  # in a raw -> train id table: this raw value must not occur
 
@@ -383,7 +382,7 @@ def read_pair(
     return image, label
 
 
-def size(path: pathlib.Path) -> Pair:
+def image_size(path: pathlib.Path) -> tuple[int, int]:
     """(h, w) as an image is to be seen; (0, 0) where reading it will tell what is wrong."""
     try:
         with warnings.catch_warnings():
@@ -407,5 +406,5 @@ def read_frame(path: pathlib.Path) -> Image3:
     Raises:
         DataError: as of spec.read_image(), or more pixels than Pillow takes for harmless.
     """
-    size(path)  # refuses one that is too large, before it is decoded
+    image_size(path)  # refuses one that is too large, before it is decoded
     return read_image(path, upright=True)

@@ -39,7 +39,9 @@ def convert(
     """
     from flax import serialization
 
+    from rtseg_jax import models
     from rtseg_jax.inference import network as networks
+    from rtseg_jax.models import flops
 
     source, target = map(os.path.expanduser, (source, target))
     if os.path.isdir(target):
@@ -55,7 +57,8 @@ def convert(
     elif variant is None or num_classes is None:
         raise ValueError(f"give --variant and --num_classes of the network in {source}")
     else:
-        variables = load_torch(source, variant, num_classes=num_classes)
+        shapes = flops.variable_shapes(models.create(variant, num_classes=num_classes))
+        variables = load_torch(source, shapes)
         described = f"{variant}, {num_classes} classes"
     if target.endswith(".msgpack"):
         pathlib.Path(target).write_bytes(serialization.to_bytes(variables))

@@ -1,7 +1,7 @@
 """A local page that shows what a run's network makes of an image, or of what a camera sees; also a program.
 
-python -m rtseg_jax.demo --workdir=RUN
-python -m rtseg_jax.demo --workdir=RUN --workdir=RUN --port=8000 --open
+rtseg demo --workdir=RUN
+rtseg demo --workdir=RUN --workdir=RUN --port=8000 --open
 
 The page takes an image that is dropped, pasted or chosen, and the browser's camera. It lays the classes over it and
 tells their shares of the pixels, what the network saw, and how long that took: the network alone, from the frame on

@@ -16,7 +16,8 @@ shrink or pad, a line tells what predict shows the network instead.
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,10 +29,10 @@ from flax import traverse_util
 from rtseg_jax.base.extras import optional
 from rtseg_jax.inference import network as networks
 from rtseg_jax.inference import program as infer
-from rtseg_jax.programs import export_onnx
 from rtseg_jax.programs.shared import command_line
 from rtseg_jax.programs.shared.command_line import Flags, Given, Program
 from rtseg_jax.programs.shared.process import prepare_process
+from rtseg_jax.weights import torch_files
 from rtseg_jax.weights.bundle import save
 
 FORMATS = ("stablehlo", "onnx", "safetensors")
@@ -67,19 +68,59 @@ def stablehlo(
 
 
 def onnx(
-    program: Callable[[jax.Array], jax.Array],
-    size: tuple[int, int],
+    path: pathlib.Path,
+    variant: str,
+    variables: Any,
+    frame: tuple[int, int],
     batch: int | None,
     metadata: dict[str, str],
-) -> bytes:
-    """Serialises a program as an ONNX model of standard nodes, opset 18; arguments as of stablehlo().
+    *,
+    num_classes: int,
+    options: Mapping[str, Any],
+    dtype: str = "float32",
+    **seen: Any,
+) -> None:
+    """Writes a network's PyTorch twin between uint8 frames and class map as an ONNX model.
+
+    Args:
+        path: The file.
+        variant: The network's name, of models.VARIANTS.
+        variables: Its {"params", "batch_stats"}.
+        frame: (h, w) of the frames in pixels.
+        batch: Frames per call; None leaves it to the call.
+        metadata: Texts that the file carries.
+        num_classes: How many classes the network tells apart.
+        options: The options that the network was made with.
+        dtype: The type that is computed in.
+        **seen: mean, std and size of torch_ref.Program.
 
     Raises:
-        ValueError: the package onnx is missing.
+        ValueError: a package is missing, or the twin has no such option.
     """
     optional("onnx", "onnx")
-    frames = export_onnx.BATCH if batch is None else batch
-    return export_onnx.convert(program, (frames, *size, 3), metadata=metadata).SerializeToString()
+    optional("onnxscript", "onnx")
+    torch = optional("torch", "onnx")
+    from rtseg_jax import torch_ref
+
+    twin = torch_ref.create(variant, num_classes, **options)
+    torch_ref.load(twin, torch_files.to_torch(variables))
+    program = torch_ref.Program(twin, dtype=getattr(torch, dtype), **seen)
+    # An example of one frame would be taken for a promise of one.
+    frames = torch.zeros((2 if batch is None else batch, *frame, 3), dtype=torch.uint8)
+    dynamic = None if batch is not None else {"frames": {0: torch.export.Dim("batch")}}
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # of what torch and onnxscript will change in themselves
+        exported = torch.onnx.export(
+            program,
+            (frames,),
+            input_names=["frames"],
+            output_names=["classes"],
+            dynamic_shapes=dynamic,
+            dynamo=True,
+            verbose=False,
+        )
+        exported.model.metadata_props.update(metadata)
+        exported.save(path, external_data=False)
 
 
 def _run_stablehlo(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray] | None:
@@ -234,7 +275,7 @@ def export_run(
     unchecked = output.with_name(f"{output.name}.unchecked")
     try:
         if format == "safetensors":
-            save(unchecked, variables, config, **facts)
+            save(unchecked, variables, config.to_dict(), **facts)
             found = _compare_weights(unchecked, variables)
         else:
             seen = {
@@ -245,7 +286,18 @@ def export_run(
             program = infer.program(model, variables, dtype=jnp.dtype(dtype), **seen)
             if format == "onnx":
                 texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
-                unchecked.write_bytes(onnx(program, size, batch, texts))
+                onnx(
+                    unchecked,
+                    config.model.name,
+                    variables,
+                    size,
+                    batch,
+                    texts,
+                    num_classes=len(facts["classes"]),
+                    options=config.model.options.to_dict(),
+                    dtype=dtype,
+                    **seen,
+                )
                 run = _run_onnx(unchecked)
             else:
                 unchecked.write_bytes(stablehlo(program, size, batch, platforms))

@@ -1,20 +1,23 @@
 """The same networks in plain PyTorch, NCHW: oracle of the tests and rival of the benchmarks.
 
-The modules' names are those of the Flax networks, so `rtseg_jax.convert` needs no table.
+The modules' names are those of the Flax networks, so weights/torch_files.py needs no table.
 """
 
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from rtseg_jax.torch_ref.affnet import AFFNet, FastSCNN, SPSSNet
 from rtseg_jax.torch_ref.asap import ASAP
 from rtseg_jax.torch_ref.carnet import CARNet
-from rtseg_jax.torch_ref.eacnet import EACNet
+from rtseg_jax.torch_ref.eacnet import EACNet, upsample
 from rtseg_jax.torch_ref.erfnet import ERFNet
 
-__all__ = ["VARIANTS", "create", "upsample"]
+__all__ = ["VARIANTS", "Program", "create", "load", "upsample"]
 
 VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "erfnet": (ERFNet, {}),
@@ -54,3 +57,56 @@ def create(variant: str, num_classes: int, **options: Any) -> nn.Module:
                 f"{variant} has no option '{key}'; it has {', '.join(sorted(allowed))}"
             )
     return network(num_classes, **{**defaults, **options})
+
+
+def load(network: nn.Module, arrays: Mapping[str, np.ndarray]) -> nn.Module:
+    """Gives a network its weights, by the names of its state dict; counts of batches may be missing.
+
+    Raises:
+        ValueError: a name that one side lacks.
+    """
+    state = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    wrong = unexpected + [name for name in missing if not name.endswith("num_batches_tracked")]
+    if wrong:
+        raise ValueError(f"the twin does not take these weights: {', '.join(wrong)}")
+    return network
+
+
+class Program(nn.Module):
+    """A network between uint8 frames [b, h, w, 3] and a uint8 class map [b, h, w].
+
+    Args:
+        network: What create() returns; it is cast to `dtype`.
+        mean: Of the normalisation, RGB in units of [0, 255].
+        std: Of the normalisation, RGB in units of [0, 255].
+        size: (h, w) that the network sees, bilinear; None for the frames' own.
+        dtype: The type that the network computes in; logits and their upsampling are float32.
+        layout: Memory format of the image that the network is given.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: tuple[int, int] | None = None,
+        dtype: torch.dtype = torch.float32,
+        layout: torch.memory_format = torch.contiguous_format,
+    ):
+        super().__init__()
+        self.network, self.size, self.dtype, self.layout = network.to(dtype), size, dtype, layout
+        for name, value in (("mean", mean), ("std", std)):
+            vector = torch.tensor(value, device=next(network.parameters()).device)
+            self.register_buffer(name, vector.reshape(1, 3, 1, 1), persistent=False)
+        self.eval()
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """The class of each pixel; among equal scores the first."""
+        image = (frames.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        if self.size is not None:
+            image = upsample(image, self.size)
+        image = image.to(self.dtype).contiguous(memory_format=self.layout)
+        logits = upsample(self.network(image).float(), frames.shape[1:3])
+        return logits.argmax(1).to(torch.uint8)

@@ -8,7 +8,6 @@ import ml_collections
 import optax
 import orbax.checkpoint as ocp
 
-from rtseg_jax.base import config as settings
 from rtseg_jax.base import mesh
 from rtseg_jax.base.files import absolute
 from rtseg_jax.inference import network as networks
@@ -78,12 +77,9 @@ def _init_from_file(
     state: step.TrainState, tx: Any, config: ml_collections.ConfigDict, devices: Any
 ) -> step.TrainState:
     """Takes the backbone from a PyTorch file, such as torchvision's or timm's ImageNet weights (see convert)."""
-    given = torch_files.load_torch_backbone(
-        config.init_from.file, config.model.name, **settings.model_options(config)
-    )
-    variables = {
-        collection: {**tree, **given[collection]} for collection, tree in state.now().items()
-    }
+    now = state.now()
+    given = torch_files.load_torch_backbone(config.init_from.file, now)
+    variables = {collection: {**tree, **given[collection]} for collection, tree in now.items()}
     return _restart(state, variables, tx, devices, ("backbone",), config.init_from.file)
 
 

@@ -214,18 +214,14 @@ def our_names(state: Mapping[str, Any]) -> tuple[dict[str, Any], layouts.Layout 
     return renamed, layout
 
 
-def load_torch(
-    path: str | os.PathLike[str], variant: str, *, num_classes: int, **options: Any
-) -> dict[str, Any]:
+def load_torch(path: str | os.PathLike[str], template: Mapping[str, Any]) -> dict[str, Any]:
     """Reads a whole network: the state dict of a twin, or ERFNet, DABNet or Fast-SCNN as the public has them.
 
     Auxiliary heads of Fast-SCNN are left out; every other key must have its place, and every place its key.
 
     Args:
         path: See read_state.
-        variant: See models.create.
-        num_classes: See models.create.
-        **options: See models.create.
+        template: {"params": ..., "batch_stats": ...} of the network's shapes, as flops.variable_shapes() gives them.
 
     Returns:
         {"params": ..., "batch_stats": ...} of numpy arrays.
@@ -237,13 +233,12 @@ def load_torch(
     """
     state, layout = our_names(read_state(path))
     if layout is not None and layout.trunk:
-        raise ValueError(f"{path} holds a trunk alone ({layout.name}); {variant} has more")
-    template = _template(variant, num_classes, options)
+        raise ValueError(f"{path} holds a trunk alone ({layout.name}); the network has more")
     return from_torch(state, template, hint=layout.hint if layout else "")
 
 
 def load_torch_backbone(
-    path: str | os.PathLike[str], variant: str, **options: Any
+    path: str | os.PathLike[str], template: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Reads the weights of a network's module "backbone" from a trunk's file or from a whole network's.
 
@@ -252,8 +247,7 @@ def load_torch_backbone(
 
     Args:
         path: See read_state.
-        variant: See models.create.
-        **options: See models.create.
+        template: The network's shapes, as load_torch takes them; those beside the backbone do not count.
 
     Returns:
         {"params": {"backbone": ...}, "batch_stats": {"backbone": ...}} of numpy arrays.
@@ -269,16 +263,8 @@ def load_torch_backbone(
         state = {name: value for name, value in state.items() if name.startswith("backbone.")}
         if not state:
             raise ValueError(f"{path} is of no layout that is known, and has no backbone.* of ours")
-    whole = _template(variant, 2, options)
-    template = {name: {"backbone": tree["backbone"]} for name, tree in whole.items()}
-    return from_torch(state, template, hint=layout.hint if layout else "")
-
-
-def _template(variant: str, num_classes: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    from rtseg_jax import models
-    from rtseg_jax.models import flops
-
-    return flops.variable_shapes(models.create(variant, num_classes=num_classes, **options))
+    trunk = {name: {"backbone": tree["backbone"]} for name, tree in template.items()}
+    return from_torch(state, trunk, hint=layout.hint if layout else "")
 
 
 def save_torch(variables: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

@@ -172,10 +172,10 @@ def test_a_link_to_a_changed_file(files, folder, tmp_path):
     assert files.packed(folder)[1] == N + 1
 
 
-@pytest.mark.parametrize("module", [cache, cache.PIL])
-def test_another_version(files, folder, monkeypatch, module):
+@pytest.mark.parametrize(("module", "name"), [(cache, "FORMAT"), (cache.PIL, "__version__")])
+def test_another_version(files, folder, monkeypatch, module, name):
     files.packed(folder)
-    monkeypatch.setattr(module, "__version__", "0.0.0")
+    monkeypatch.setattr(module, name, "0.0.0")
     assert files.packed(folder)[1] == N + 1
     assert len(copies(folder)) == 1
 

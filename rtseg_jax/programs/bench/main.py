@@ -90,14 +90,14 @@ IDENTITY = (
 
 # Files of the package on which a figure depends.
 CODE = (
-    *("nn/*.py", "backbones/*.py", "models/*.py", "torch_ref/*.py", "bench_rivals.py"),
-    *("infer.py", "step.py", "augment.py", "losses.py", "optim.py"),
+    *("nn/*.py", "models/**/*.py", "torch_ref/*.py", "programs/bench/rivals.py"),
+    *("inference/program.py", "train/*.py", "data/augment.py"),
 )
 
 
 def code_version() -> str:
     """Changes with every file that a figure depends on."""
-    root = pathlib.Path(__file__).parent
+    root = pathlib.Path(__file__).parents[2]
     files = [path for pattern in CODE for path in root.glob(pattern)]
     digest = hashlib.sha256()
     for path in sorted(files):
@@ -166,12 +166,12 @@ class Process:
         self,
         request: Record,
         xla_flags: str | None = None,
-        program: Sequence[str] = ("-m", "rtseg_jax.bench_rivals"),
+        program: Sequence[str] = ("-m", "rtseg_jax.programs.bench.rivals"),
     ):
         """Starts it and lets it build what the request says: "device" and whatever the program takes."""
         environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # the time of compiling is a figure
-        path = [str(pathlib.Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+        path = [str(pathlib.Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         if request["device"] == "cpu":
             environment |= {**MALLOC, "JAX_PLATFORMS": "cpu"}

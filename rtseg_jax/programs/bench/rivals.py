@@ -225,11 +225,7 @@ def _torch_network(request: Request) -> tuple[Any, Any, Any]:
         torch.set_num_threads(cpus())
     network = torch_ref.create(request["model"], request["num_classes"])
     with np.load(request["weights"] + "/torch.npz") as file:
-        state = {name: torch.from_numpy(value) for name, value in file.items()}
-    missing, unexpected = network.load_state_dict(state, strict=False)
-    wrong = unexpected + [name for name in missing if not name.endswith("num_batches_tracked")]
-    if wrong:
-        raise ValueError(f"the twin does not take these weights: {', '.join(wrong)}")
+        torch_ref.load(network, file)
     layout = torch.contiguous_format if request["variant"] == "eager" else torch.channels_last
     device = torch.device("cuda" if on_gpu else "cpu")
     return network.to(device=device, memory_format=layout), device, layout
@@ -247,35 +243,19 @@ def _torch_about(device: Any) -> dict[str, Any]:
 def torch_program(request: Request) -> tuple[Any, Any]:
     """The twin between uint8 frames and uint8 class map, as a module; and its device."""
     import torch
-    from torch.nn import functional as F
+
+    from rtseg_jax import torch_ref
 
     network, device, layout = _torch_network(request)
     dtype = getattr(torch, request["dtype"])
-
-    class Program(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = network.to(dtype)
-            for name, value in (("mean", MEAN), ("std", STD)):
-                vector = torch.tensor(value, device=device).reshape(1, 3, 1, 1)
-                self.register_buffer(name, vector, persistent=False)
-
-        def forward(self, frames: torch.Tensor) -> torch.Tensor:
-            image = (frames.permute(0, 3, 1, 2).float() - self.mean) / self.std
-            image = image.to(dtype).contiguous(memory_format=layout)
-            logits, size = self.network(image).float(), image.shape[2:]
-            if logits.shape[2:] != size:
-                logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-            return logits.argmax(1).to(torch.uint8)
-
-    program = Program().eval()
+    program = torch_ref.Program(network, mean=MEAN, std=STD, dtype=dtype, layout=layout)
     if request["variant"] == "folded":
         _fold_batch_norms(program)
     return program, device
 
 
 def _fold_batch_norms(program: Any) -> None:
-    """Computes each convolution with the BatchNorm after it as one, as infer.fold does."""
+    """Computes each convolution with the BatchNorm after it as one, as inference.program.fold does."""
     import torch
     from torch.nn.utils import fuse_conv_bn_eval
 

@@ -37,7 +37,7 @@ from rtseg_jax.base import config as settings
 from rtseg_jax.base.files import absolute, one_line
 from rtseg_jax.base.threads import ahead, behind
 from rtseg_jax.data import files
-from rtseg_jax.data.files import read_frame, size
+from rtseg_jax.data.files import image_size, read_frame
 from rtseg_jax.data.sets import folder
 from rtseg_jax.data.spec import ClassTable, DataError, Image3, Label
 from rtseg_jax.inference import network as networks
@@ -185,7 +185,7 @@ def predict_images(
     clock, problems, work = Clock(), [], []
     for path, target in zip(paths, targets, strict=True):
         try:
-            work.append((size(path), path, target))
+            work.append((image_size(path), path, target))
         except DataError as error:
             problems.append(one_line(error))
     work.sort(key=lambda item: given(item[0]))

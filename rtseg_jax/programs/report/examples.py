@@ -13,7 +13,7 @@ from rtseg_jax.data.spec import Dataset, Image3, Label
 from rtseg_jax.inference import evaluator, metrics
 from rtseg_jax.inference import network as networks
 from rtseg_jax.programs.report import runs
-from rtseg_jax.programs.report.main import percent
+from rtseg_jax.programs.shared.tables import percent
 
 AGREEMENT = 0.005  # by how much the pictures' pixel accuracy may be off the evaluation's
 

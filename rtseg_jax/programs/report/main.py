@@ -1,8 +1,8 @@
 """One self-contained page about a run, or about several side by side; also a program.
 
-python -m rtseg_jax.report RUN
-python -m rtseg_jax.report RUN --evaluation=evaluation_test --images=8
-python -m rtseg_jax.report RUN RUN --output=comparison.html
+rtseg report RUN
+rtseg report RUN --evaluation=evaluation_test --images=8
+rtseg report RUN RUN --output=comparison.html
 
 The page of a run shows its scores beside those that the papers print for its network, the curves, IoU per class, the
 confusion, the images with the best and the worst mIoU of their own (their classes are predicted here, by the evaluated
@@ -32,9 +32,7 @@ from rtseg_jax.programs.report import charts, runs
 from rtseg_jax.programs.report.examples import Contrast, Picture, best_and_worst, most_different
 from rtseg_jax.programs.shared.command_line import Flags, Given, Program
 from rtseg_jax.programs.shared.process import prepare_process
-
-NOTHING = "–"  # in place of a figure that is not there
-
+from rtseg_jax.programs.shared.tables import NOTHING, percent
 
 MAX_SIDE = 640  # of an embedded picture, in pixels
 
@@ -57,11 +55,6 @@ FAILURES = (ValueError, OSError, ImportError, jax.errors.JaxRuntimeError)
 
 def _text(value: Any) -> str:
     return html.escape(str(value))
-
-
-def percent(value: float | None) -> str:
-    """A share in percent; a dash where there is none."""
-    return NOTHING if value is None or not math.isfinite(value) else f"{100 * value:.2f}"
 
 
 def _count(value: int | None) -> str:

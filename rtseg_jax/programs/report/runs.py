@@ -132,8 +132,7 @@ def _find_evaluation(workdir: pathlib.Path, given: str) -> pathlib.Path:
             if file.is_file():
                 return file
     raise FileNotFoundError(
-        f"no evaluation.json at {workdir / given}, nor at {elsewhere};"
-        " python -m rtseg_jax.evaluate writes one"
+        f"no evaluation.json at {workdir / given}, nor at {elsewhere}; rtseg evaluate writes one"
     )
 
 
