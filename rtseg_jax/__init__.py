@@ -1,3 +1,24 @@
-"""Real-time semantic segmentation in JAX: EACNet, and the ERFNet and DABNet that it stands on."""
+"""Real-time semantic segmentation in JAX: EACNet, CARNet, AFFNet and ASAP, and the networks that they compare with."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import flax.linen as nn
+
+    from rtseg_jax.inference import Network
 
 __version__ = "0.1.0"
+
+
+def load(place: Any, checkpoint: str = "best") -> "Network":
+    """Reads a trained network, of a run's folder or a bundle; see inference.load."""
+    from rtseg_jax import inference
+
+    return inference.load(place, checkpoint)
+
+
+def create(variant: str, *, num_classes: int, **options: Any) -> "nn.Module":
+    """Builds a network by name, as a Flax module without weights; see models.create."""
+    from rtseg_jax import models
+
+    return models.create(variant, num_classes=num_classes, **options)

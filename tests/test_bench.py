@@ -114,8 +114,8 @@ def test_wrong_flags_are_one_line(arguments, message):
 
 
 def test_wrong_values_are_named():
-    with pytest.raises(ValueError, match="--sizes: '512' is not HEIGHTxWIDTH, such as 512x1024"):
-        bench._sizes(["512"])
+    with pytest.raises(ValueError, match="size '512' is not HEIGHTxWIDTH in pixels, as 512x1024"):
+        bench.PROGRAM(["--sizes=512", "--output=x"])
     with pytest.raises(ValueError, match="--mode: unknown 'fps'; choose of throughput, latency"):
         bench._choose("mode", ["e2e", "fps"], bench.MODES)
 

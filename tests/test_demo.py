@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-import types
 import zlib
 
 import jax
@@ -57,7 +56,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def by_hand(folder):
     """A function (run, frame) -> class map: what predict makes of it."""
-    made = {name: networks.frame_classifier(folder / name)[0] for name in ("first", "second")}
+    made = {name: networks.load(folder / name) for name in ("first", "second")}
     return lambda name, frame: made[name](frame)
 
 
@@ -73,12 +72,32 @@ def in_place_of_networks(monkeypatch):
     """predict.classifier() as classes by brightness; returns the arguments of its calls."""
     made = []
 
-    def classifier(workdir, **options):
-        made.append((workdir, options))
-        return lambda frame: (frame.mean(axis=-1) // 64).astype(np.uint8), TABLE
+    def brightness(frame):
+        return (frame.mean(axis=-1) // 64).astype(np.uint8)
 
-    monkeypatch.setattr(networks, "frame_classifier", classifier)
+    stand_in(monkeypatch, brightness, made)
     return made
+
+
+def stand_in(monkeypatch, classes, made=None):
+    """A function from frame to class map in place of every network; `made` gets what was asked for."""
+
+    class Stand:
+        name, table, sees = "fast_scnn", TABLE, networks.View(resized=(64, 128))
+
+        def __call__(self, frame):
+            return classes(frame)
+
+        def seeing(self, size=None, **options):
+            made is None or made[-1].update(size=size, **options)
+            self.sees = networks.View(size=size if isinstance(size, tuple) else (64, 128))
+            return self
+
+    def load(workdir, which):
+        made is None or made.append({"workdir": workdir, "which": which})
+        return Stand()
+
+    monkeypatch.setattr(networks, "load", load)
 
 
 # Checkpoints
@@ -178,7 +197,7 @@ def test_few_programs_are_kept(monkeypatch, folder):
     assert predict_frame(folder / "first", 7, photo(*sizes[0])).preparing is not None
     assert predict_frame(folder / "second", 7, photo(*sizes[0])).preparing is not None
     assert len(made) == demo.KEPT + 3
-    assert made[-1][0] == folder / "second" and made[-1][1]["which"] == "7"
+    assert made[-1]["workdir"] == folder / "second" and made[-1]["which"] == "7"
 
 
 def test_calls_take_turns(monkeypatch, folder):
@@ -191,7 +210,7 @@ def test_calls_take_turns(monkeypatch, folder):
         inside[0] -= 1
         return (frame[..., 0] // 64).astype(np.uint8)
 
-    monkeypatch.setattr(networks, "frame_classifier", lambda workdir, **_: (classes, TABLE))
+    stand_in(monkeypatch, classes)
     predict_frame = demo.predictor()
     frames = [photo(40 + i % 3, 50) for i in range(6)]
     found = {}
@@ -216,7 +235,7 @@ def test_slow_networks_are_called_less_often(monkeypatch, folder):
         time.sleep(0.03)
         return np.zeros(frame.shape[:2], np.uint8)
 
-    monkeypatch.setattr(networks, "frame_classifier", lambda workdir, **_: (classes, TABLE))
+    stand_in(monkeypatch, classes)
     found = demo.predictor()(folder / "first", 7, PHOTO)
     assert found.calls == 2 and found.milliseconds >= 30
 
@@ -306,17 +325,6 @@ def test_without_gradio_the_extra_is_named(folder, monkeypatch):
         demo.serve([folder / "first"])
 
 
-def test_help_needs_neither_gradio_nor_tensorflow(tmp_path):
-    code = (
-        "import sys\n"
-        "from rtseg_jax.__main__ import main\n"
-        "main(['demo', '--help'])\n"
-        "print([m for m in ('gradio', 'tensorflow', 'torch') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert "--workdir" in done.stdout and done.stdout.strip().endswith("[]"), done.stderr
-
-
 def test_a_wrong_flag_is_one_line(folder):
     command = [
         sys.executable,
@@ -335,10 +343,6 @@ def test_a_wrong_flag_is_one_line(folder):
 @pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_0(number, monkeypatch, capsys):
-    given = {"workdir": ["a"], "host": "127.0.0.1", "port": 1, "open": False}
-    given |= {"size": None, "max_pixels": 2048, "dtype": "float32"}
-    read = {name: types.SimpleNamespace(value=value) for name, value in given.items()}
-    monkeypatch.setattr(demo, "_FLAGS", read, raising=False)
     codes = []
     monkeypatch.setattr(os, "_exit", codes.append)
 
@@ -350,7 +354,7 @@ def test_a_signal_ends_it_with_0(number, monkeypatch, capsys):
     monkeypatch.setattr(demo, "serve", serve)
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        demo.main(["demo"])
+        demo.PROGRAM(["--workdir=a"])
     finally:
         for n, handler in before.items():
             signal.signal(n, handler)
@@ -506,8 +510,11 @@ def test_an_upload_is_overlaid_and_its_class_map_is_predicts(visit, server, fold
         if name == "second":
             choose(page, "second")
             assert shown(page, before) != before
-        classes, table = networks.frame_classifier(folder / name)
-        assert predict.predict(classes, table, [str(path)], tmp_path / name, kinds=("ids",)) == []
+        network = networks.load(folder / name)
+        assert (
+            predict.predict(network, network.table, [str(path)], tmp_path / name, kinds=("ids",))
+            == []
+        )
         expected = tmp_path / name / "ids" / "street ä.png"
         assert downloaded(page) == ("street ä_ids.png", expected.read_bytes())
         ids = np.asarray(Image.open(expected))

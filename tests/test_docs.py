@@ -1,6 +1,6 @@
 """What README and docs/ show can be typed in: programs, flags, configs, keys, links; and the example of a set of one's own runs."""
 
-import ast
+import importlib
 import pathlib
 import re
 import shlex
@@ -8,8 +8,10 @@ import shlex
 import numpy as np
 import pytest
 
+from rtseg_jax.__main__ import PROGRAMS
 from rtseg_jax.base import config as settings
 from rtseg_jax.programs import check_data
+from rtseg_jax.programs.shared import command_line
 from rtseg_jax.train import loop
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -29,6 +31,8 @@ def commands():
         for line in lines:
             if "rtseg_jax." in line and "python -m" in line:
                 yield page, line[line.index("python -m") :]
+            elif re.match(r"rtseg [a-z]+ ?[^ ]", line):
+                yield page, line
             elif re.match(r"(sbatch .*)?launch/\w+\.sh ", line):
                 yield page, line
 
@@ -36,52 +40,50 @@ def commands():
 COMMANDS = sorted(set(commands()))
 
 
-def program_flags(module):
-    """Names of the flags that a program defines, read from its source; None of one whose flags are another's."""
-    path = ROOT / "rtseg_jax" / module.replace(".", "/")
-    if path.is_dir():
-        assert (path / "__main__.py").is_file()
-        return None
-    tree = ast.parse(path.with_suffix(".py").read_text())
-    names = {
-        node.args[0].value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)
-    }
-    return names | {"config"}
+def flags_of(program):
+    """Names of the flags that a program defines."""
+    module = importlib.import_module(f"rtseg_jax.{PROGRAMS[program][0]}")
+    module.PROGRAM.define(flags := command_line.Flags(()))
+    return set(re.findall(r"^  --(?:\[no\])?(\w+)", flags.help(), re.M)) | {"help"}
 
 
 def test_there_are_commands_on_every_page():
     assert {page for page, _ in COMMANDS} == PAGES.keys()
-    assert len(COMMANDS) > 20
+    assert len(COMMANDS) > 30
+    shown = {command.split()[1] for _, command in COMMANDS if command.startswith("rtseg ")}
+    assert shown == PROGRAMS.keys()
 
 
 @pytest.mark.parametrize("page, command", COMMANDS)
 def test_command_can_be_typed_in(page, command):
     words = [w for w in shlex.split(command, comments=True) if w != "..."]
-    if words[0] == "python":
-        assert words[1] == "-m"
-        module, arguments = words[2].removeprefix("rtseg_jax."), words[3:]
+    if words[0] == "rtseg":
+        program, arguments = words[1:2], words[2:]
+    elif words[0] == "python":
+        if words[2] != "rtseg_jax.main":
+            assert words[2] == "rtseg_jax.data.builders"
+            return
+        program, arguments = ["train"], words[3:]
     else:
         scripts = [w for w in words if w.startswith("launch/")]
         assert (ROOT / scripts[0]).is_file()
         if scripts[0] not in ("launch/slurm.sh", "launch/multihost.sh"):
             return
-        module, arguments = "main", words[words.index(scripts[0]) + 1 :]
+        program, arguments = ["train"], words[words.index(scripts[0]) + 1 :]
         if "--" in arguments:
             arguments = arguments[arguments.index("--") + 1 :]
-    known = program_flags(module)
+    known = flags_of(*program)
     config, keys = None, []
     for argument in arguments:
         if not argument.startswith("--"):
             continue
         name, _, value = argument.removeprefix("--").partition("=")
-        if name == "config":
+        if name == "config" and value != "...":
             config = settings.load(value)
         elif name.startswith("config."):
             keys.append(name.removeprefix("config."))
         else:
-            assert known is None or name in known, name
+            assert name in known, name
     if keys and config is not None:
         assert set(keys) <= set(settings.keys(config))
 

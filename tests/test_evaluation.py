@@ -3,25 +3,21 @@
 import dataclasses
 import functools
 import json
+import pathlib
 import re
-import types
-import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 from rtseg_jax import data
 from rtseg_jax.base import config as settings
-from rtseg_jax.data.sets import cityscapes
 from rtseg_jax.inference import evaluator
 from rtseg_jax.inference import network as networks
 from rtseg_jax.inference import program as infer
 from rtseg_jax.programs.evaluate import main as evaluate
-from rtseg_jax.programs.evaluate import submission
-from rtseg_jax.programs.shared import command_line, process
+from rtseg_jax.programs.shared import command_line
 from tests import tiny_run
 
 # What the evaluation server expects for train ids 0-18.
@@ -198,241 +194,17 @@ def test_a_file_in_place_of_a_folder_is_told_before_the_work(run, city_run, tmp_
         report_of(city_run, tmp_path / "out", split="test", submit=tmp_path / "file")
 
 
-def flags_of(monkeypatch, **given):
-    """What the program is given; returns the arguments of its calls of evaluate_run()."""
+def test_the_program_passes_its_flags_on(monkeypatch):
     calls = []
-    given = {"split": "test", "scales": ["1.0"], "batch_size": 1, "overlays": 0, **given}
-    names = ("output", "root", "size", "submission", "checkpoint", "flip", "official")
-    values = {name: types.SimpleNamespace(value=None) for name in names}
-    values |= {name: types.SimpleNamespace(value=value) for name, value in given.items()}
-    monkeypatch.setattr(evaluate, "_FLAGS", values, raising=False)
     monkeypatch.setattr(
         evaluate, "evaluate_run", lambda *args, **options: calls.append((args, options))
     )
-    monkeypatch.setattr(process, "prepare_process", lambda: None)
-    return calls
-
-
-def test_stray_arguments_are_refused(monkeypatch):
-    calls = flags_of(monkeypatch, workdir="run", scales=["0.75"])
-    with pytest.raises(
-        ValueError, match="unexpected argument '1.0'; lists have commas, as --scales"
-    ):
-        evaluate.main(["evaluate", "1.0", "test"])
+    monkeypatch.setattr(evaluate, "prepare_process", lambda: None)
+    with pytest.raises(ValueError, match="unexpected argument '1.0'; .* lists have commas"):
+        evaluate.PROGRAM(["--network=run", "--scales=0.75", "1.0", "test"])
     assert calls == []
-
-
-def test_the_home_folder_is_understood_in_flags(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    calls = flags_of(monkeypatch, workdir="~/run", output="~/out", submission="~/sub")
-    evaluate.main(["evaluate"])
+    evaluate.PROGRAM(["--workdir=/run", "--split=test", "--scales=0.5,1", "--size=8x9"])
     ((workdir,), options) = calls[0]
-    found = workdir, options["output"], options["submit"]
-    assert found == tuple(tmp_path / name for name in ("run", "out", "sub"))
-
-
-# Cityscapes
-
-FRAMES = {
-    "val": ("frankfurt_000000_000294", "lindau_000001_000019"),
-    "test": ("berlin_000000_000019", "berlin_000001_000019", "bonn_000000_000019"),
-}
-
-
-def label_of(i):
-    """Stripes of all official ids, in each of which a tenth belongs to one instance."""
-    return np.roll(
-        np.repeat(np.arange(34, dtype=np.uint8), 64)[:2048][None].repeat(1024, 0), 100 * i
-    )
-
-
-@pytest.fixture(scope="module")
-def city(tmp_path_factory):
-    """The official tree with few images, at full size; the labels of test are blank, as in the archive."""
-    root = tmp_path_factory.mktemp("data") / "cityscapes"
-    rng = np.random.default_rng(0)
-    for split, names in FRAMES.items():
-        for i, name in enumerate(names):
-            small = Image.fromarray(rng.integers(0, 256, (8, 16, 3), np.uint8))
-            label = label_of(i) * (split != "test")
-            instances = label.astype(np.uint16)
-            for thing in (24, 26, 33):
-                part = np.zeros_like(instances, bool)
-                part[: 200 + 100 * i] = True
-                instances[part & (label == thing)] = 1000 * thing
-            files = {
-                f"leftImg8bit/{split}/{{}}_leftImg8bit.png": small.resize((2048, 1024)),
-                f"gtFine/{split}/{{}}_gtFine_labelIds.png": Image.fromarray(label),
-                f"gtFine/{split}/{{}}_gtFine_instanceIds.png": Image.fromarray(instances),
-            }
-            for path, image in files.items():
-                path = root / path.format(f"{name.split('_')[0]}/{name}")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                image.save(path, compress_level=1)
-    return root
-
-
-@pytest.fixture(scope="module")
-def city_run(city, tmp_path_factory):
-    """Of a network that sees frames of 64x128, so that little is computed."""
-    given = {"input__dataset": "cityscapes", "input__root": str(city), "input__num_eval": 1}
-    workdir = tmp_path_factory.mktemp("runs") / "city"
-    return tiny_run.write(workdir, input__size=(64, 128), **given)
-
-
-def test_a_submission_of_the_test_split(city_run, tmp_path, capsys):
-    folder = tmp_path / "submission"
-    report = report_of(city_run, tmp_path / "out", split="test", batch_size=1, submit=folder)
-    out = capsys.readouterr().out
-    assert "3 label maps pass the server's rules" in out and "there are no scores" in out
-    assert (report["miou"], report["images"], report["size"]) == (None, 3, [64, 128])
-    with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
-        assert archive.testzip() is None
-        assert archive.namelist() == [f"{name}_labelIds.png" for name in FRAMES["test"]]
-        for name in FRAMES["test"]:
-            with archive.open(f"{name}_labelIds.png") as file, Image.open(file) as image:
-                assert (image.mode, image.size) == ("L", (2048, 1024))
-                ids = np.asarray(image)
-            assert len(np.unique(ids)) > 1 and set(np.unique(ids)) <= set(SERVER_IDS)
-
-
-def test_written_ids_are_the_servers(tmp_path):
-    classes = np.arange(19, dtype=np.uint8)[None]
-    submission.write(tmp_path, "berlin_000000_000019", classes)
-    written = np.asarray(Image.open(tmp_path / "berlin_000000_000019_labelIds.png"))
-    assert written.tolist() == [SERVER_IDS]
-
-
-def test_the_official_figures(city_run, city, tmp_path, capsys):
-    """IoU as counted here, and iIoU as the instances' weights by hand."""
-    pytest.importorskip("cityscapesscripts", reason="needs the extra [cityscapes]")
-    report = report_of(city_run, tmp_path, batch_size=1, official=True)
-    official = report["official"]
-    assert official["miou"] == pytest.approx(report["miou"], abs=1e-12)
-    assert official["iou_by_class"] == pytest.approx(report["iou"], abs=1e-12, nan_ok=True)
-    assert f"mIoU {100 * report['miou']:.2f}" in " ".join(capsys.readouterr().out.split())
-    hit = missed = false = 0
-    for i, name in enumerate(FRAMES["val"]):
-        ids = np.asarray(Image.open(tmp_path / "submission" / f"{name}_labelIds.png"))
-        label = label_of(i)
-        instance = (label == 26) & (np.arange(1024)[:, None] < 200 + 100 * i)
-        weight = 12794.0202738185 / instance.sum()
-        hit += weight * (ids[instance] == 26).sum()
-        missed += weight * (ids[instance] != 26).sum()
-        false += ((ids == 26) & (label != 26) & np.isin(label, SERVER_IDS)).sum()
-    assert official["iiou_by_class"]["car"] == pytest.approx(hit / (hit + missed + false))
-
-
-def test_the_official_evaluation_of_a_perfect_submission(city, tmp_path):
-    pytest.importorskip("cityscapesscripts", reason="needs the extra [cityscapes]")
-    for i, name in enumerate(FRAMES["val"]):
-        submission.write(tmp_path, name, cityscapes.LABEL_IDS[label_of(i)] % 255 % 19)
-    result = submission.evaluate(tmp_path, city, "val", FRAMES["val"])
-    assert result["averageScoreClasses"] == result["averageScoreCategories"] == 1
-    assert result["classInstScores"]["car"] == 1
-
-
-MAP = np.full((1024, 2048), 7, np.uint8)
-DAMAGES = {
-    "missing": (None, "missing; every image of the split needs one"),
-    "half size": (MAP[::2, ::2], "512x1024 pixels (h x w); expects 1024x2048"),
-    "train ids": (MAP * 0, "values 0 are no label ids that are evaluated; allowed are 7-8, 11-13,"),
-    "ignored ids": (MAP + 2, "values 9 are no label ids"),
-    "colours": (np.dstack([MAP] * 3), "a PNG of mode RGB; expects an 8-bit grey PNG"),
-    "16 bits": (MAP.astype(np.uint16), "mode I;16; expects an 8-bit grey PNG"),
-    "cut off": (b"\x89PNG\r\n\x1a\n", "cannot be read ("),
-}
-
-
-def fill(folder):
-    for name in FRAMES["test"]:
-        (folder / name[:4]).mkdir(exist_ok=True)  # folders are allowed
-        Image.fromarray(MAP).save(folder / name[:4] / f"{name}_leftImg8bit.png", compress_level=1)
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_submission_that_breaks_a_rule(damage, tmp_path):
-    fill(tmp_path)
-    assert submission.check(tmp_path, FRAMES["test"]) == []
-    content, message = DAMAGES[damage]
-    path = tmp_path / "berl" / "berlin_000001_000019_leftImg8bit.png"
-    path.unlink()
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        Image.fromarray(content).save(path, compress_level=1)
-    problems = submission.check(tmp_path, FRAMES["test"])
-    assert len(problems) == 1 and message in problems[0]
-    assert "berlin_000001_000019" in problems[0]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        (
-            "berlin_000001_000019_again.png",
-            "berlin_000001_000019 has berlin_000001_000019_again.png",
-        ),
-        ("overview.png", "belongs to no image of the split"),
-        ("munich_000001_000019.png", "belongs to no image of the split"),
-    ],
-)
-def test_a_submission_with_a_file_too_many(name, message, tmp_path):
-    fill(tmp_path)
-    Image.fromarray(MAP).save(tmp_path / name, compress_level=1)
-    problems = submission.check(tmp_path, FRAMES["test"])
-    assert len(problems) == 1 and message in problems[0].replace("_leftImg8bit", "_again")
-
-
-def test_a_bad_submission_is_not_packed(city_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(submission, "write", lambda *arguments: None)
-    with pytest.raises(
-        ValueError, match=r"the submission breaks .*: .* missing; .* \(and 2 more\)"
-    ):
-        report_of(city_run, tmp_path / "out", split="test", batch_size=1, submit=tmp_path / "s")
-    assert not (tmp_path / "s.zip").exists()
-
-
-@pytest.mark.parametrize(
-    ("split", "missing", "message"),
-    [
-        ("test", None, "unknown split 'test' of the official evaluation; choose one of train, val"),
-        ("val", "cityscapesscripts", r"pip install 'rtseg_jax\[cityscapes\]'"),
-    ],
-)
-def test_what_the_official_evaluation_needs_is_said_first(
-    city_run, tmp_path, monkeypatch, split, missing, message
-):
-    found = lambda name: None if name == missing else True  # noqa: E731
-    monkeypatch.setattr(submission.importlib.util, "find_spec", found)
-    with pytest.raises(ValueError, match=message):
-        report_of(city_run, tmp_path / "out", split=split, batch_size=1, official=True)
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_official_evaluation_finds_labels_below_the_home_folder(
-    city_run, city, tmp_path, monkeypatch
-):
-    roots = []
-    monkeypatch.setenv("HOME", str(city.parent))
-    monkeypatch.setattr(submission, "check_truths", lambda root, *_: roots.append(root))
-    monkeypatch.setattr(evaluate, "_official", lambda folder, root, _: roots.append(root))
-    report_of(city_run, tmp_path, batch_size=1, root="~/cityscapes", official=True)
-    assert roots == [city, city]
-
-
-def test_a_missing_instance_map_is_named(city, monkeypatch):
-    monkeypatch.setattr(submission.importlib.util, "find_spec", lambda name: True)
-    with pytest.raises(FileNotFoundError, match="ulm_000000_000019_gtFine_labelIds.png: missing"):
-        submission.check_truths(city, "val", ["ulm_000000_000019"])
-
-
-def test_another_data_set_has_no_submission(run, tmp_path):
-    with pytest.raises(ValueError, match="of cityscapes with its fine .*; this run is of streets"):
-        report_of(run, tmp_path / "out", submit=tmp_path / "s")
-
-
-def test_a_folder_with_something_in_it_is_no_new_submission(city_run, tmp_path):
-    (tmp_path / "old.png").write_bytes(b"x")
-    with pytest.raises(ValueError, match="is not empty; give a new folder"):
-        report_of(city_run, tmp_path / "out", split="test", submit=tmp_path)
+    assert workdir == pathlib.Path("/run")
+    assert options["output"] == pathlib.Path("/run/evaluation_test")
+    assert (options["scales"], options["size"], options["which"]) == ((0.5, 1.0), (8, 9), "best")

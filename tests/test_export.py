@@ -268,7 +268,7 @@ def test_predict_shows_what_the_file_does_with_the_options_that_are_told(run, tm
     options = re.search(r"--size=(\d+)x(\d+) --multiple=(\d+)", capsys.readouterr().out)
     h, w, multiple = map(int, options.groups())
     given = export.smooth_frames(1, (65, 96))
-    classes, _ = networks.frame_classifier(run, size=(h, w), multiple=multiple)
+    classes = networks.load(run).seeing(size=(h, w), multiple=multiple)
     agree = classes(given[0]) == run_onnx(tmp_path / "a.onnx", given)[0]
     assert agree.mean() >= 0.9999
 
@@ -286,7 +286,9 @@ def test_half_precision_is_a_smaller_file(run, tmp_path, format, dtype, capsys):
 def test_weights_read_back_are_those_of_the_run(run, tmp_path, capsys):
     export.export_run(run, format="safetensors", output=tmp_path / "a.safetensors")
     assert "all equal" in capsys.readouterr().out
-    config, model, variables = networks.load_bundle(tmp_path / "a.safetensors")
+    read = networks.load(tmp_path / "a.safetensors")
+    config, model, variables = read.config, read.model, read.variables
+    assert read.table == networks.load(run).table and read.step == 7
     assert config.augment.mean == networks.load_run(run)[0].augment.mean  # a tuple
     wanted_config, wanted_model, wanted, _ = networks.load_run(run)
     assert json.dumps(config.to_dict()) == json.dumps(wanted_config.to_dict())
@@ -300,11 +302,11 @@ def test_a_network_that_is_read_back_can_be_static(tmp_path):
     assert config.model.options.dropout == (0.0, 0.1)
     weights = {"params": {"classifier": {"bias": np.zeros(2, np.float32)}}}
     bundle.save(tmp_path / "a.safetensors", weights, config.to_dict(), classes=["a", "b"])
-    found, model, _ = networks.load_bundle(tmp_path / "a.safetensors")
-    assert hash(model) == hash(
+    read = networks.load(tmp_path / "a.safetensors")
+    assert hash(read.model) == hash(
         models.create("eacnet_erfnet", num_classes=2, **settings.model_options(config))
     )
-    assert found.to_dict() == config.to_dict()
+    assert read.config.to_dict() == config.to_dict()
 
 
 def test_weights_have_their_paths_for_names(run, tmp_path):
@@ -320,13 +322,13 @@ def test_a_file_of_other_weights_is_refused(tmp_path):
     from safetensors.numpy import save_file
 
     with pytest.raises(FileNotFoundError, match="no file .*missing"):
-        networks.load_bundle(tmp_path / "missing")
+        bundle.load(tmp_path / "missing")
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "twin")
     with pytest.raises(ValueError, match="twin holds no config; this reads what --format=safet"):
-        networks.load_bundle(tmp_path / "twin")
+        bundle.load(tmp_path / "twin")
     (tmp_path / "text").write_text("no weights")
     with pytest.raises(ValueError, match="text is no safetensors file: "):
-        networks.load_bundle(tmp_path / "text")
+        bundle.load(tmp_path / "text")
 
 
 def test_a_file_that_differs_is_not_written_and_the_old_one_stays(run, tmp_path, monkeypatch):

@@ -115,10 +115,10 @@ def test_checkpoint_of_two_processes_is_resumed_by_one(runs):
 def test_a_signal_between_joining_and_training_ends_the_process():
     code = """
 import os, signal, sys, time
-from absl import flags
 from rtseg_jax import main
-flags.FLAGS(sys.argv)
-main._join()
+from rtseg_jax.programs.shared.command_line import Flags
+main.define(flags := Flags(sys.argv[1:]))
+main._join(flags.parse()[0])
 os.kill(os.getpid(), signal.SIGTERM)
 time.sleep(5)
 """

@@ -352,8 +352,8 @@ def test_predicted_classes_are_the_evaluated_ones(run, tmp_path, monkeypatch):
         config.input.dataset, root=None, split="val", size=config.input.size,
         num_examples=config.input.num_eval, seed=config.seed,
     )  # fmt: skip
-    classes, table = networks.frame_classifier(run)
-    assert table.class_names == TABLE.class_names and len(maps) == 3
+    classes = networks.load(run)
+    assert classes.table.class_names == TABLE.class_names and len(maps) == 3
     for i, expected in maps.items():
         assert len(np.unique(expected)) > 1
         np.testing.assert_array_equal(classes(dataset.load(i)[0]), expected)
@@ -368,9 +368,9 @@ def test_predicted_classes_are_the_evaluated_ones(run, tmp_path, monkeypatch):
 )
 def test_frames_of_any_size_are_seen_by_the_rule(run, options, like):
     photo = frame(90, 70)
-    classes = networks.frame_classifier(run, **options)[0](photo)
+    classes = networks.load(run).seeing(**options)(photo)
     assert classes.shape == (90, 70) and len(np.unique(classes)) > 1
-    np.testing.assert_array_equal(classes, networks.frame_classifier(run, **like)[0](photo))
+    np.testing.assert_array_equal(classes, networks.load(run).seeing(**like)(photo))
 
 
 @pytest.mark.parametrize("shape", [(640, 1280), (90, 70), (20, 300), (64, 128)])
@@ -379,10 +379,8 @@ def test_frames_are_resized_as_the_data_of_the_run_were(run, shape):
     noise = np.random.default_rng(1).normal(0, 90, (*shape, 3))
     photo = np.clip(frame(*shape) + noise, 0, 255).astype(np.uint8)
     own = spec.Dataset(TABLE, "val", ("a",), shape, lambda i: (photo, photo[..., 0]))
-    evaluated = networks.frame_classifier(run, size="own")[0](
-        spec.resized(own, (64, 128)).load(0)[0]
-    )
-    classes = networks.frame_classifier(run)[0](photo)
+    evaluated = networks.load(run).seeing(size="own")(spec.resized(own, (64, 128)).load(0)[0])
+    classes = networks.load(run)(photo)
     assert classes.shape == shape and len(np.unique(classes)) > 1
     rows, columns = (
         (2 * np.arange(n) + 1) * m // (2 * n) for n, m in zip(shape, (64, 128), strict=True)
@@ -394,14 +392,14 @@ def test_what_was_resized_is_padded_as_in_evaluation(run):
     photo = frame(90, 70)
     small = np.asarray(Image.fromarray(photo).resize((128, 64), Image.BILINEAR))
     padded = np.pad(small, ((0, 32), (0, 16), (0, 0)), mode="edge")
-    expected = networks.frame_classifier(run, size="own", multiple=1)[0](padded)[:64, :128]
+    expected = networks.load(run).seeing(size="own", multiple=1)(padded)[:64, :128]
     expected = np.asarray(Image.fromarray(expected).resize((70, 90), Image.NEAREST))
-    np.testing.assert_array_equal(networks.frame_classifier(run, multiple=48)[0](photo), expected)
+    np.testing.assert_array_equal(networks.load(run).seeing(multiple=48)(photo), expected)
 
 
 def test_padding_lets_sizes_share_a_program(run):
-    classes, _ = networks.frame_classifier(run, size="own", multiple=32)
-    exact, _ = networks.frame_classifier(run, size="own", multiple=0)
+    classes = networks.load(run).seeing(size="own", multiple=32)
+    exact = networks.load(run).seeing(size="own", multiple=0)
     assert classes(frame(50, 90)).shape == (50, 90)
     padded = np.pad(frame(50, 90), ((0, 14), (0, 6), (0, 0)), mode="edge")
     np.testing.assert_array_equal(classes(frame(50, 90)), exact(padded)[:50, :90])

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import time
-import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +28,6 @@ from rtseg_jax.inference import program as infer
 from rtseg_jax.programs.evaluate import main as evaluate
 from rtseg_jax.programs.report import charts, examples, runs
 from rtseg_jax.programs.report import main as report
-from rtseg_jax.programs.shared import process
 from rtseg_jax.train import logs
 from tests import tiny_run
 
@@ -486,17 +484,6 @@ def test_why_there_are_no_pictures(trained, tmp_path, change, note):
     edit(tmp_path / "evaluation.json", **change)
     page = written(trained, evaluation=str(tmp_path), output=tmp_path / "page.html")
     assert any(re.search(re.escape(note), n) for n in page.notes), page.notes
-
-
-def test_the_home_folder_is_understood_in_flags(trained, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "run").symlink_to(trained)
-    given = {"output": "~/page.html", "images": 0, "evaluation": None, "root": None}
-    values = {name: types.SimpleNamespace(value=value) for name, value in given.items()}
-    monkeypatch.setattr(report, "_FLAGS", values, raising=False)
-    monkeypatch.setattr(process, "prepare_process", lambda: None)
-    report.main(["report", "~/run"])
-    assert (tmp_path / "page.html").is_file()
 
 
 def test_data_of_other_classes_have_no_pictures(trained, tmp_path, monkeypatch):

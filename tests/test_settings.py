@@ -12,11 +12,11 @@ PROBE = """
 import ctypes, resource, sys, threading
 import jax
 import jax.numpy as jnp
-from rtseg_jax import settings
+from rtseg_jax.programs.shared.process import prepare_process
 
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of one size
 many_threads = sys.argv[1] == "many"
-settings.prepare_process(many_threads=many_threads)
+prepare_process(many_threads=many_threads)
 
 def count(take):
     for _ in range(15):  # it takes some until there are enough blocks
@@ -56,15 +56,16 @@ def test_freed_memory_is_kept_on_a_cpu_unless_malloc_was_told_otherwise(variable
 
 INTERRUPTED = """
 import os, signal, time
-from rtseg_jax import settings
+import sys
+from rtseg_jax.programs.shared.command_line import Program
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background ignores it
 
-def main(argv):
+def main(given, _):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)
 
-settings.run(main)
+sys.exit(Program("", lambda flags: None, main).run([]))
 """
 
 

@@ -12,10 +12,12 @@ import jax
 import numpy as np
 import pytest
 
+from rtseg_jax import main
 from rtseg_jax.base import config as settings
 from rtseg_jax.base import mesh
 from rtseg_jax.base.mesh import make_mesh
 from rtseg_jax.programs.evaluate import main as evaluate
+from rtseg_jax.programs.shared.command_line import Flags, Program
 from rtseg_jax.train import loop
 from rtseg_jax.weights import checkpoint
 from tests import tiny_run
@@ -301,7 +303,6 @@ def program(*arguments, cwd=ROOT):
         (["--config=ecanet", "--workdir=w"], "did you mean 'eacnet'"),
         (["--config=eacnet:dab", "--workdir=w"], "unknown argument 'dab'"),
         (["--config=eacnet:camvid", "--workdir=w"], "streets"),
-        (["--config=eacnet"], "--workdir"),
         (["--workdir=w", "--confg=x"], "confg"),
         (["--config=eacnet:smoke", "--workdir=no/such/w"], "parent folder"),
     ],
@@ -315,13 +316,14 @@ def test_the_program_answers_in_one_line(arguments, message, tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_values_of_the_command_line_that_ml_collections_misreads():
+def test_values_of_the_command_line_that_ml_collections_misreads(capsys):
     """Of None it would make (None,) in a tuple and an error of a number, and of a,b ("a,b",)."""
-    code = (
-        "from rtseg_jax import settings; flag = settings.define_config_flag();"
-        "settings.run(lambda _: print(*(flag.value.input[k] for k in ('size', 'num_train', 'root')),"
-        " flag.value.init_from.modules))"
-    )
+
+    def show(given, _):
+        found = [given.config.input[key] for key in ("size", "num_train", "root")]
+        print(*found, given.config.init_from.modules)
+
+    program = Program("", Flags.config, show)
     given = [
         "--config=eacnet:smoke",
         "--config.input.size=None",
@@ -339,10 +341,8 @@ def test_values_of_the_command_line_that_ml_collections_misreads():
         ([*given[:1], *two], "(8, 9) 8 data/cityscapes ('backbone', 'attention')"),
         ([*given[:1], "--config.init_from.modules=a"], "(64, 128) 8 data/cityscapes ('a',)"),
     ):
-        result = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
-        )
-        assert result.stdout.strip() == printed, result.stderr
+        program(arguments)
+        assert capsys.readouterr().out.strip() == printed
 
 
 @pytest.mark.usefixtures("usual_signals")
@@ -374,14 +374,6 @@ def test_a_run_whose_terminal_goes_is_saved(tmp_path):
     assert 2 <= step == log(tmp_path / "run")[-1]["step"] < 500
 
 
-STOPPED = """
-import sys
-from rtseg_jax import main, settings, train
-train.train_and_evaluate = lambda *_: {"step": 3, "miou": None if "stopped" in sys.argv[1] else 0.5}
-settings.run(main.main)
-"""
-
-
 @pytest.mark.parametrize(
     ("flags", "code"),
     [
@@ -390,9 +382,26 @@ settings.run(main.main)
         (["--workdir=done", "--stopped_exit_code=75"], 0),
     ],
 )
-def test_the_exit_code_says_what_a_scheduler_is_to_know(flags, code):
-    command = [sys.executable, "-c", STOPPED, *flags, "--config=fast_scnn:smoke"]
-    assert subprocess.run(command, cwd=ROOT, check=False).returncode == code
+def test_the_exit_code_says_what_a_scheduler_is_to_know(flags, code, monkeypatch):
+    def train(config, workdir):
+        return {"step": 3, "miou": None if "stopped" in workdir else 0.5}
+
+    monkeypatch.setattr(main, "train_and_evaluate", train)
+    monkeypatch.setattr(main, "prepare_process", lambda: None)
+    assert main.PROGRAM([*flags, "--config=fast_scnn:smoke"]) == code
+
+
+def test_without_a_workdir_a_run_goes_to_a_folder_of_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main, "prepare_process", lambda: None)
+    seen = []
+    monkeypatch.setattr(
+        main, "train_and_evaluate", lambda config, path: seen.append(path) or {"miou": 1.0}
+    )
+    assert main.PROGRAM(["--config=eacnet:erfnet,smoke"]) == 0
+    assert seen == [pathlib.Path("runs/eacnet-erfnet-smoke")] and pathlib.Path("runs").is_dir()
+    assert capsys.readouterr().out == "the run goes to runs/eacnet-erfnet-smoke\n"
+    assert main.default_name("/x/configs/asap.py:") == "asap"
 
 
 def test_a_relative_workdir_and_a_config_by_name_work_anywhere(tmp_path):

@@ -1,4 +1,4 @@
-"""A trained network as it is used: read from a run's folder, with what it sees of a frame of any size."""
+"""A trained network as one object: read from a run's folder or a bundle, used on frames of any size."""
 
 import dataclasses
 import functools
@@ -13,19 +13,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
-from flax import traverse_util
 from ml_collections import ConfigDict
+from PIL import Image
 
 from rtseg_jax import data, models
 from rtseg_jax.base import config as settings
-from rtseg_jax.base.extras import optional
-from rtseg_jax.data import spec
+from rtseg_jax.base.files import absolute
+from rtseg_jax.data import files, spec
 from rtseg_jax.data.sets import folder
-from rtseg_jax.data.spec import ClassTable, Dataset, Image3, Label
+from rtseg_jax.data.spec import ClassTable, Dataset
+from rtseg_jax.inference import pictures
 from rtseg_jax.inference import program as infer
-from rtseg_jax.weights import checkpoint
+from rtseg_jax.weights import bundle, checkpoint
 
 Pair = tuple[int, int]
 
@@ -115,6 +115,12 @@ class View:
     size: Pair | None = None
     multiple: int = 1
     max_pixels: int = MAX_PIXELS
+
+    def __str__(self) -> str:
+        """What it says of itself: "512x1024", or "frames of up to 2097152 pixels"."""
+        if named := self.size or self.resized:
+            return "{}x{}".format(*self.seen(self.given(named)))
+        return f"frames of up to {self.max_pixels} pixels"
 
     def given(self, frame: Pair) -> Pair:
         """(h, w) in which a frame of (h, w) is given to the program; each of them is compiled for."""
@@ -214,86 +220,154 @@ def classifier(
     return classify
 
 
-def load_bundle(
-    path: str | os.PathLike[str],
-) -> tuple[ml_collections.ConfigDict, nn.Module, dict[str, Any]]:
-    """Reads what save() wrote: the config, the network, and its variables as numpy arrays.
+KEPT = 4  # programs that a network keeps compiled, the latest used
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A trained network, and all that using it takes.
+
+    Attributes:
+        model: The Flax module.
+        variables: Its parameters and running statistics, {"params", "batch_stats"}.
+        table: The names and colours of its classes, in the order of its logits.
+        config: The config that it was trained by; from it come the normalisation and what evaluation showed it.
+        step: The step that the weights are from.
+        sees: What it sees of a frame of any size.
+        dtype: The type that it computes in, "float32" or "bfloat16".
+    """
+
+    model: nn.Module
+    variables: dict[str, Any]
+    table: ClassTable
+    config: ConfigDict
+    step: int
+    sees: View
+    dtype: str = "float32"
+
+    @property
+    def name(self) -> str:
+        """The network's name in models.VARIANTS."""
+        return self.config.model.name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of its classes."""
+        return self.table.class_names
+
+    def seeing(
+        self,
+        size: Pair | str | None = None,
+        *,
+        multiple: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        dtype: str | None = None,
+    ) -> "Network":
+        """The same network, shown frames otherwise: arguments as in view(), and the type that it computes in."""
+        sees = view(self.config, size, multiple, max_pixels)
+        return dataclasses.replace(self, sees=sees, dtype=dtype or self.dtype)
+
+    @functools.cached_property
+    def _classify(self) -> Callable[[np.ndarray], jax.Array]:
+        return classifier(
+            self.model,
+            self.variables,
+            seen=self.sees.seen,
+            programs=KEPT,
+            mean=self.config.augment.mean,
+            std=self.config.augment.std,
+            dtype=jnp.dtype(self.dtype),
+        )
+
+    def __call__(self, image: Any) -> np.ndarray:
+        """The class of each pixel, as uint8; the first call with frames of a new size compiles.
+
+        Args:
+            image: An RGB image, uint8 [h, w, 3]; several of one size, [b, h, w, 3]; a PIL image; or a path.
+
+        Returns:
+            [h, w], or [b, h, w].
+
+        Raises:
+            ValueError: it is none of these.
+        """
+        frames = as_frames(image)
+        size = frames.shape[-3:-1]
+        h, w = self.sees.resized or size
+        bottom, right = np.subtract(self.sees.given(size), (h, w))
+        resized = [spec.resize_image(f, (h, w)) for f in frames.reshape(-1, *frames.shape[-3:])]
+        padded = np.pad(resized, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
+        ids = np.asarray(self._classify(padded))[:, :h, :w]
+        maps = np.stack([spec.resize_label(one, size) for one in ids])
+        return maps.reshape(frames.shape[:-1])
+
+    def overlay(self, image: Any) -> Image.Image:
+        """One image with the classes' colours laid over it, above a legend of those that occur."""
+        frame = as_frames(image)
+        if frame.ndim != 3:
+            raise ValueError(f"overlay() takes one image [h, w, 3], not {frame.shape}")
+        ids = self(frame)
+        laid = pictures.overlay(frame, ids, self.table)
+        shown = pictures.occurring(self.table, ids)
+        return Image.fromarray(pictures.with_legend(laid, self.table, shown))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a bundle, which load() reads: weights, config, classes and colours in one .safetensors file."""
+        bundle.save(
+            pathlib.Path(path),
+            self.variables,
+            self.config.to_dict(),
+            model=self.name,
+            step=self.step,
+            **described(self.table),
+        )
+
+
+def described(table: ClassTable) -> dict[str, Any]:
+    """The names and colours of classes, as a bundle has them."""
+    return {"classes": list(table.class_names), "palette": [list(c) for c in table.palette]}
+
+
+def as_frames(image: Any) -> np.ndarray:
+    """An image, or several, as uint8 [..., h, w, 3]; see Network.__call__.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it was not written by save(); or the package safetensors is missing.
+        ValueError: it is none of what is taken.
+        DataError: a file that cannot be read.
     """
-    safetensors = optional("safetensors", "safetensors")
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from None
-    if not {"config", "classes"} <= metadata.keys():
+    if isinstance(image, (str, os.PathLike)):
+        return files.read_frame(absolute(image))
+    if isinstance(image, Image.Image):
+        image = image.convert("RGB")
+    frames = np.asarray(image)
+    if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or frames.shape[-1] != 3:
         raise ValueError(
-            f"{path} holds no config; this reads what --format=safetensors writes, and convert what others do"
+            f"an image is {frames.dtype} {frames.shape}; give uint8 [h, w, 3] or [b, h, w, 3] in RGB order, a PIL"
+            " image or a path"
         )
-    config = settings.from_json(metadata["config"])
-    model = models.create(
-        config.model.name,
-        num_classes=len(json.loads(metadata["classes"])),
-        **settings.model_options(config),
-    )
-    return config, model, traverse_util.unflatten_dict(arrays, sep="/")
+    return frames
 
 
-Pair = tuple[int, int]
-
-
-def frame_classifier(
-    workdir: pathlib.Path,
-    *,
-    which: str = "best",
-    size: Pair | str | None = None,
-    max_pixels: int = MAX_PIXELS,
-    multiple: int | None = None,
-    dtype: str = "float32",
-) -> tuple[Callable[[Image3], Label], ClassTable]:
-    """A run's network as a function from one frame to its class map, and the classes.
+def load(place: str | os.PathLike[str], checkpoint: str = "best") -> Network:
+    """Reads a trained network.
 
     Args:
-        workdir: Of the run.
-        which: "best", "latest" or a step.
-        size: (h, w) that the network sees; "own" for the frames' own; None as the run was evaluated.
-        max_pixels: Larger frames are shrunk for the network, where no size is named.
-        multiple: Pads to multiples of so many pixels, 0 or 1 never; None as the run was evaluated.
-        dtype: Of the computation.
+        place: A run's folder, or a bundle: a .safetensors file that Network.save() or `rtseg export` wrote.
+        checkpoint: Which of a run's: "best" (by mIoU on the evaluation split), "latest", or a step.
 
     Raises:
-        FileNotFoundError: no run or no checkpoint.
-        ValueError: a step that is not kept.
+        FileNotFoundError: there is nothing, or no run or checkpoint in a folder.
+        ValueError: a step that is not kept, or a file that is no bundle.
     """
-    config, model, variables, at = load_run(workdir, which)
-    sees = view(config, size, multiple, max_pixels)
-    classify = classifier(
-        model,
-        variables,
-        seen=sees.seen,
-        programs=1,
-        mean=config.augment.mean,
-        std=config.augment.std,
-        dtype=jnp.dtype(dtype),
-    )
-    shown = f"frames of up to {max_pixels} pixels"
-    if named := sees.size or sees.resized:
-        shown = "{}x{}".format(*sees.seen(sees.given(named)))
-    print(f"{config.model.name}, step {at}: sees {shown}, computes in {dtype}")
-
-    def classes(frame: Image3) -> Label:
-        size = frame.shape[:2]
-        h, w = sees.resized or size
-        resized = spec.resize_image(frame, (h, w))
-        bottom, right = np.subtract(sees.given(size), (h, w))
-        padded = np.pad(resized, ((0, bottom), (0, right), (0, 0)), mode="edge")
-        ids = np.asarray(classify(padded[None]))[0, :h, :w]
-        return spec.resize_label(ids, size)
-
-    return classes, class_table(workdir, config)
+    path = absolute(place)
+    if path.is_dir() or not (path.is_file() or path.suffix == ".safetensors"):
+        config, model, variables, step = load_run(path, checkpoint)
+        return Network(model, variables, class_table(path, config), config, step, view(config))
+    variables, facts = bundle.load(path)
+    config = settings.from_json(json.dumps(facts["config"]))
+    names = tuple(facts["classes"])
+    palette = facts.get("palette") or data.class_table(config.input.dataset).palette[: len(names)]
+    table = ClassTable(config.input.dataset, names, tuple(map(tuple, palette)))
+    options = settings.model_options(config)
+    model = models.create(config.model.name, num_classes=len(names), **options)
+    return Network(model, variables, table, config, facts.get("step", 0), view(config))

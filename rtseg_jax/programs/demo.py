@@ -149,7 +149,7 @@ def predictor(
 ) -> Callable[..., Prediction]:
     """A function (workdir, step, frame, calls=CALLS) -> Prediction that threads may call; they take turns.
 
-    It keeps the KEPT latest used programs, and raises what predict.classifier() raises.
+    It keeps the KEPT latest used programs, and raises what network.load() raises.
 
     Args:
         size: (h, w) that networks see; "own" for the frames' own; None as their runs were evaluated.
@@ -160,30 +160,26 @@ def predictor(
 
     @functools.lru_cache(maxsize=KEPT)
     def prepared(workdir: pathlib.Path, step: int, h: int, w: int) -> tuple[Any, ...]:
-        config = settings.read(workdir)
-        view = networks.view(config, size, max_pixels=max_pixels)
-        classes, table = networks.frame_classifier(
-            workdir, which=str(step), size=size, max_pixels=max_pixels, dtype=dtype
-        )
-        classes(np.zeros((h, w, 3), np.uint8))
-        return classes, table, config.model.name, view.seen(view.given((h, w)))
+        network = networks.load(workdir, str(step)).seeing(size, max_pixels=max_pixels, dtype=dtype)
+        network(np.zeros((h, w, 3), np.uint8))
+        return network, network.sees.seen(network.sees.given((h, w)))
 
     def predict_frame(
         workdir: pathlib.Path, step: int, frame: Image3, calls: int = CALLS
     ) -> Prediction:
         with turn:
             start, before = time.perf_counter(), prepared.cache_info().misses
-            classes, table, network, seen = prepared(workdir, step, *frame.shape[:2])
+            network, seen = prepared(workdir, step, *frame.shape[:2])
             preparing = time.perf_counter() - start
             times = []
             while len(times) < calls and sum(times) < SECONDS:
                 start = time.perf_counter()
-                ids = classes(frame)
+                ids = network(frame)
                 times.append(time.perf_counter() - start)
             return Prediction(
                 ids=ids,
-                table=table,
-                network=network,
+                table=network.table,
+                network=network.name,
                 step=step,
                 seen=seen,
                 milliseconds=1000 * statistics.median(times),

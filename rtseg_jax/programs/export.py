@@ -32,8 +32,7 @@ from rtseg_jax.inference import program as infer
 from rtseg_jax.programs.shared import command_line
 from rtseg_jax.programs.shared.command_line import Flags, Given, Program
 from rtseg_jax.programs.shared.process import prepare_process
-from rtseg_jax.weights import torch_files
-from rtseg_jax.weights.bundle import save
+from rtseg_jax.weights import bundle, torch_files
 
 FORMATS = ("stablehlo", "onnx", "safetensors")
 
@@ -262,12 +261,9 @@ def export_run(
     if output.is_dir():
         raise ValueError(f"{output} is a folder; give a file, as {output / f'net.{format}'}")
     command_line.check_folder(output.parent, "output")
-    config, model, variables, at = networks.load_run(workdir, which)
-    facts = {
-        "model": config.model.name,
-        "step": at,
-        "classes": list(networks.class_table(workdir, config).class_names),
-    }
+    network = networks.load(workdir, which)
+    config, model, variables = network.config, network.model, network.variables
+    facts = {"model": network.name, "step": network.step, "classes": list(network.class_names)}
     if format != "safetensors":
         size = _frame_size(config, workdir) if size is None else size
         facts["seen"] = config.eval.size or size
@@ -275,7 +271,7 @@ def export_run(
     unchecked = output.with_name(f"{output.name}.unchecked")
     try:
         if format == "safetensors":
-            save(unchecked, variables, config.to_dict(), **facts)
+            network.save(unchecked)
             found = _compare_weights(unchecked, variables)
         else:
             seen = {
@@ -314,7 +310,7 @@ def export_run(
         os.replace(unchecked, output)
     finally:
         unchecked.unlink(missing_ok=True)
-    print(f"{config.model.name}, step {at}, {len(facts['classes'])} classes, as {format}")
+    print(f"{network.name}, step {network.step}, {len(facts['classes'])} classes, as {format}")
     if format != "safetensors":
         print(_told_of_sizes(config, size, facts["seen"]))
     print(found)
@@ -327,7 +323,7 @@ def _compare_weights(path: pathlib.Path, variables: Any) -> str:
     Raises:
         ValueError: a weight is not what it was.
     """
-    _, _, read = networks.load_bundle(path)
+    read, _ = bundle.load(path)
     wanted, found = (traverse_util.flatten_dict(dict(v), sep="/") for v in (variables, read))
     same = wanted.keys() == found.keys() and all(
         np.array_equal(np.asarray(wanted[name]), found[name], equal_nan=True) for name in wanted
@@ -362,14 +358,13 @@ def _options(given: Given) -> dict[str, Any]:
 
 def define(flags: Flags) -> None:
     """Defines the flags."""
-    flags.path("workdir", "Folder of a run.", required=True)
+    flags.network()
     flags.choice("format", "Kind of file.", "stablehlo", FORMATS)
     flags.path("output", "The file.", required=True)
     flags.size("of the frames; the config's if it gives one.")
     flags.string("batch", "Frames per call (1), or 'dynamic'.")
     flags.string("dtype", "The type that is computed in (float32).")
     flags.words("platforms", f"Platforms of stablehlo (cpu,cuda,tpu), from {', '.join(PLATFORMS)}.")
-    flags.string("checkpoint", "best, latest or a step.", "best")
 
 
 def main(given: Given, _: list[str]) -> None:
@@ -377,7 +372,7 @@ def main(given: Given, _: list[str]) -> None:
     options = _options(given)
     prepare_process()
     export_run(
-        workdir=given.workdir,
+        given.network,
         output=given.output,
         format=given.format,
         which=given.checkpoint,

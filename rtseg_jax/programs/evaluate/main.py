@@ -187,9 +187,8 @@ def _official(folder: pathlib.Path, root: pathlib.Path, dataset: Dataset) -> dic
 
 def define(flags: Flags) -> None:
     """Defines the flags."""
-    flags.path("workdir", "Folder of a run.", required=True)
+    flags.network()
     flags.string("split", "Split of the run's data set.", "val")
-    flags.string("checkpoint", "best, latest or a step.", "best")
     flags.path("output", "Folder for the report; workdir/evaluation_SPLIT if not given.")
     flags.string("root", "The data set's folder, if it has moved.")
     flags.count("batch_size", "Frames per call.", 1, low=1)
@@ -205,10 +204,10 @@ def main(given: Given, _: list[str]) -> None:
     """Scores a run."""
     prepare_process()
     evaluate_run(
-        given.workdir,
+        given.network,
         split=given.split,
         which=given.checkpoint,
-        output=given.output or given.workdir / f"evaluation_{given.split}",
+        output=given.output or given.network / f"evaluation_{given.split}",
         batch_size=given.batch_size,
         overlays=given.overlays,
         root=given.root,

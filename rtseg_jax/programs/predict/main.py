@@ -33,7 +33,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from rtseg_jax.base import config as settings
 from rtseg_jax.base.files import absolute, one_line
 from rtseg_jax.base.threads import ahead, behind
 from rtseg_jax.data import files
@@ -303,10 +302,9 @@ def predict(
 
 def define(flags: Flags) -> None:
     """Defines the flags."""
-    flags.path("workdir", "Folder of a run.", required=True)
+    flags.network()
     flags.strings("input", "Image, folder, pattern, video or number of a camera; may be repeated.")
     flags.path("output", "Folder of the results.", required=True)
-    flags.string("checkpoint", "best, latest or a step.", "best")
     flags.size("that the network sees, or 'own'; as evaluated if not given.")
     flags.count(
         "max_pixels", "Larger frames are shrunk for the network.", networks.MAX_PIXELS, low=1024
@@ -323,16 +321,15 @@ def main(given: Given, inputs: list[str]) -> int:
     kinds = list(dict.fromkeys(given.write))
     if not kinds or not set(kinds) <= set(KINDS):
         raise ValueError(f"--write={','.join(kinds)}: choose of {', '.join(KINDS)}")
-    view = {name: getattr(given, name) for name in ("size", "multiple", "max_pixels")}
-    classes, table = networks.frame_classifier(
-        given.workdir, which=given.checkpoint, dtype=given.dtype, **view
-    )
+    view = {name: getattr(given, name) for name in ("size", "multiple", "max_pixels", "dtype")}
+    network = networks.load(given.network, given.checkpoint).seeing(**view)
+    print(f"{network.name}, step {network.step}: sees {network.sees}, computes in {network.dtype}")
     problems = predict(
-        classes,
-        table,
+        network,
+        network.table,
         [*given.input, *inputs],
         given.output,
-        given=networks.view(settings.read(given.workdir), **view).given,
+        given=network.sees.given,
         kinds=kinds,
         max_frames=given.max_frames,
     )

@@ -67,7 +67,7 @@ class Flags:
         bounds = {"lower_bound": low, "upper_bound": high}
         self._define(absl_flags.DEFINE_integer, name, default, text, **bounds)
 
-    def number(self, name: str, text: str, default: float, *, low: float) -> None:
+    def number(self, name: str, text: str, default: float, *, low: float | int) -> None:
         """A number of at least `low`."""
         self._define(absl_flags.DEFINE_float, name, default, text, lower_bound=low)
 
@@ -77,6 +77,12 @@ class Flags:
         """An absolute path, or None."""
         self.string(name, text, default, required=required)
         self._read[name] = lambda given: None if given is None else absolute(given)
+
+    def network(self) -> None:
+        """--network, a path, which --workdir is another name for; and --checkpoint, a word."""
+        self.path("network", "A trained network: the folder of a run, or a bundle (.safetensors).")
+        self.path("workdir", "Another name for --network.")
+        self.string("checkpoint", "Which weights of a run: best, latest or a step.", "best")
 
     def size(self, text: str, name: str = "size") -> None:
         """(h, w) in pixels, "own", or None."""
@@ -118,6 +124,10 @@ class Flags:
         values = {name: self._flags[name].value for name in self._flags}
         for name, read in self._read.items():
             values[name] = read(values[name])
+        if "network" in values:
+            if (values["network"] is None) == (values["workdir"] is None):
+                raise ValueError(f"give --network=...: {self._flags['network'].help}")
+            values["network"] = values["network"] or values.pop("workdir")
         if self._without:
             values["config"].update_from_flattened_dict(dict.fromkeys(self._without))
         if "config" in values:
