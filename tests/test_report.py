@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import html.parser
 import io
 import json
 import pathlib
@@ -11,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from xml.etree import ElementTree
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +32,6 @@ from rtseg_jax.train import logs
 from tests import tiny_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-VOID = ("meta", "img", "input", "wbr")
 
 
 def confusion_of(truth, classes, num_classes):
@@ -40,85 +39,29 @@ def confusion_of(truth, classes, num_classes):
     return np.asarray(metrics.confusion_matrix(truth, classes, num_classes))
 
 
-class Page(html.parser.HTMLParser):
-    """The elements of a page as (tag, attributes, own text and that of all below); refuses unbalanced tags."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self._open = [], []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag, attrs):
-        assert len({name for name, _ in attrs}) == len(attrs), (tag, attrs)
-        self.elements.append((tag, dict(attrs), []))
-        if tag not in VOID:
-            self._open.append(self.elements[-1])
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs), []))
-
-    def handle_endtag(self, tag):
-        assert self._open.pop()[0] == tag
-
-    def handle_data(self, data):
-        for _, _, text in self._open:
-            text.append(data)
-
-    def all(self, tag, kind=None):
-        """(attributes, text) of the elements of a tag and a class."""
-        return [
-            (attributes, "".join(text).strip())
-            for found, attributes, text in self.elements
-            if found == tag and (kind is None or kind in attributes.get("class", "").split())
-        ]
-
-    @property
-    def tiles(self):
-        texts = [(tag, text) for tag, _, text in self.elements if tag in ("dt", "dd")]
-        names = ["".join(text) for tag, text in texts if tag == "dt"]
-        figures = ["".join(text[:1]) for tag, text in texts if tag == "dd"]
-        return dict(zip(names, figures, strict=True))
-
-    @property
-    def notes(self):
-        return [text for _, text in self.all("p", "note")]
-
-    def table(self, kind):
-        """The rows of the first table of a class: lists of texts, with their classes where asked for."""
-        return [[text for _, text in row] for row in self.cells(kind)]
-
-    def cells(self, kind):
-        rows, inside = [], False
-        for tag, attributes, text in self.elements:
-            if tag == "table":
-                if rows:
-                    break
-                inside = kind in attributes.get("class", "").split()
-            elif inside and tag == "tr":
-                rows.append([])
-            elif inside and tag in ("td", "th"):
-                rows[-1].append((attributes.get("class", ""), "".join(text).strip()))
-        return rows
-
-    @property
-    def charts(self):
-        """{title: {name of the curve: points}}."""
-        titles = [text.partition(" bold:")[0] for _, text in self.all("figcaption")]
-        drawn = [json.loads(a["data-chart"]) for a, _ in self.all("svg") if "data-chart" in a]
-        curves = [{c["name"]: c["points"] for c in chart["curves"]} for chart in drawn]
-        return dict(zip(titles, curves, strict=False))
-
-    @property
-    def matrix(self):
-        (found,) = (json.loads(a["data-matrix"]) for a, _ in self.all("svg") if "data-matrix" in a)
-        return found
+def figures(*workdirs, evaluation=None, images=6):
+    return report.figures(runs.read_several(workdirs, evaluation), images)
 
 
-def written(workdirs, **options):
-    paths = [workdirs] if isinstance(workdirs, pathlib.Path) else list(workdirs)
-    return Page(report.write_report(paths, **options).read_text())
+def curves(found):
+    """{title: {name of the curve: points}}."""
+    return {chart["title"]: dict(chart["curves"]) for chart in found["charts"]}
+
+
+def drawn(found):
+    """The elements of a page; one with unbalanced tags, or an attribute given twice, is no XML and refused."""
+    page = report.draw(found)
+    return ElementTree.fromstring(re.sub(r"(?s)<(script|style)>.*?</\1>", "", page))
+
+
+def texts(page, path):
+    return [" ".join("".join(element.itertext()).split()) for element in page.iterfind(path)]
+
+
+def table(page, kind):
+    """The rows of the first table of a class, as lists of texts."""
+    found = page.find(f".//table[@class='{kind}']")
+    return [texts(row, "*") for row in found.iter("tr")]
 
 
 def make(
@@ -166,71 +109,55 @@ def test_every_figure_is_that_of_the_files(tmp_path):
         scores={"scales": (0.5, 1.0), "flip": True, "size": (360, 480)},
         annotation="strict",
     )
-    page = written(run)
+    found = figures(run)
     given = json.loads((run / "evaluation.json").read_text())
-    assert page.tiles == {
-        "mIoU, %": percent(given["miou"]),
-        "pixel accuracy, %": percent(given["pixel_accuracy"]),
-        "mean accuracy, %": percent(given["mean_accuracy"]),
-        "frequency-weighted IoU, %": percent(given["frequency_weighted_iou"]),
-        "parameters": "297",
-        "steps": "100",
-        "training time": "–",
-    }
-    assert "over 10 of 11 classes" in page.all("dd")[0][1]
+    (facts,) = found["runs"]
+    assert facts["evaluation"] == given
+    assert (facts["parameters"], facts["steps"], facts["seconds"]) == (297, 100, None)
     pixels = np.sum(given["confusion"], axis=1)
-    expected = [
-        [name, "", *map(percent, (iou, given["accuracy"][name], count / pixels.sum()))]
-        for (name, iou), count in zip(given["iou"].items(), pixels, strict=True)
+    assert found["classes"] == [
+        {
+            "name": name,
+            "color": f"#{bytes(color).hex()}",
+            "iou": given["iou"][name],
+            "paper": None,
+            "accuracy": given["accuracy"][name],
+            "share": pytest.approx(count / pixels.sum()),
+        }
+        for name, color, count in zip(
+            given["iou"], spec.TABLES["camvid"].palette, pixels, strict=True
+        )
     ]
-    assert page.table("classes")[1:] == expected
-    assert expected[-1][2] == "–"
-    assert page.matrix["counts"] == given["confusion"]
-    assert page.matrix["names"] == list(given["iou"])
-    assert page.charts["Training loss"] == {
-        "run": [[s, float(f"{3 / s:.6g}")] for s in range(10, 101, 10)]
-    }
-    assert page.charts["mIoU on val, %"] == {"run": [[100, 62.5]]}
-    assert "Pixel accuracy on val, %" not in page.charts
-    assert page.all("p", "about")[0][1] == (
-        "run · CamVid val · 2 images · strict labels · seen at 360x480 · scales 0.5, 1 · mirrored too"
-    )
+    assert found["classes"][-1]["iou"] is None
+    assert curves(found)["Training loss"] == {"run": [(s, 3 / s) for s in range(10, 101, 10)]}
+    assert curves(found)["mIoU on val, %"] == {"run": [(100, 0.625)]}
+    assert "Pixel accuracy on val, %" not in curves(found)
+    assert found["about"] == [
+        *("run", "CamVid val", "2 images", "strict labels", "seen at 360x480"),
+        *("scales 0.5, 1", "mirrored too"),
+    ]
 
 
-def test_the_official_figures_stand_beside_ours(tmp_path):
-    official = {"miou": 0.71, "iiou": 0.42, "category_iou": None, "category_iiou": 0.1}
-    page = written(make(tmp_path / "run", "eacnet:erfnet,cityscapes", {"official": official}))
-    tiles = [text for _, text in page.all("dd") if "cityscapesscripts" in text]
-    assert [text.partition("by ")[0] for text in tiles] == ["71.00", "42.00", "–"]
-
-
-def test_bars_and_shades_have_the_colours_and_lengths_of_their_classes(tmp_path):
+def test_shares_and_mistakes_are_those_of_the_confusion(tmp_path):
     run = make(tmp_path / "run")
-    page = written(run)
+    found = figures(run)["confusion"]
     given = json.loads((run / "evaluation.json").read_text())
-    styles = [a["style"] for a, _ in page.all("i") if a.get("style", "").startswith("width")]
-    for style, iou, color in zip(
-        styles, given["iou"].values(), spec.TABLES["camvid"].palette, strict=True
-    ):
-        assert style == f"width:{100 * (iou or 0):.2f}%;background:#{bytes(color).hex()}"
+    assert found["counts"] == given["confusion"] and list(found["names"]) == list(given["iou"])
     confusion = np.array(given["confusion"])
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    matrix, found = page.matrix, np.zeros_like(shares)
-    for a, _ in page.all("rect", "right") + page.all("rect", "wrong"):
-        i, j = ((int(a[side]) - matrix["start"]) // matrix["cell"] for side in "yx")
-        assert (a["class"] == "right") == (i == j)
-        found[i, j] = float(a["fill-opacity"]) ** 2
-    np.testing.assert_allclose(found, shares, atol=2e-3)
-    i, j = np.unravel_index(np.argmax(shares * (1 - np.eye(11))), shares.shape)
-    names = list(given["iou"])
-    said = f"{100 * shares[i, j]:.1f} % of {names[i]} is taken for {names[j]}"
-    assert page.all("ol", "mistaken")[0][1].startswith(said)
+    drawn = np.zeros_like(shares)
+    for i, j, share in found["shares"]:
+        drawn[i, j] = share
+    np.testing.assert_allclose(drawn, shares, atol=5e-4)
+    wrong = shares * (1 - np.eye(11))
+    told = [share for _, _, share in found["mistakes"]]
+    assert told == pytest.approx(np.sort(wrong, axis=None)[::-1][:6])
+    assert told == [wrong[i, j] for i, j, _ in found["mistakes"]]
 
 
 def test_the_config_is_there_whole(tmp_path):
-    page = written(make(tmp_path / "run"))
+    shown = figures(make(tmp_path / "run"))["config"]
     config = settings.read(tmp_path / "run")
-    shown = dict(page.table("config"))
     assert shown["optim.lr"] == "0.001" and shown["augment.crop"] == "[360, 480]"
     assert set(shown) == {k for k in settings.keys(config) if not _is_tree(config, k)}
 
@@ -241,13 +168,71 @@ def _is_tree(config, key):
     return hasattr(config, "items")
 
 
-def test_nothing_is_fetched(tmp_path):
-    page = written(make(tmp_path / "run"))
-    links = [a[k] for _, a, _ in page.elements for k in ("src", "href", "data") if k in a]
+@pytest.fixture(scope="module")
+def city(tmp_path_factory):
+    """The figures of a run whose network papers print, and the page of them."""
+    official = {"miou": 0.71, "iiou": 0.42, "category_iou": None, "category_iiou": 0.1}
+    folder = tmp_path_factory.mktemp("city") / "run"
+    found = figures(make(folder, "eacnet:erfnet,cityscapes", {"official": official}))
+    return found, drawn(found)
+
+
+def test_the_page_shows_the_figures(city):
+    found, page = city
+    given = found["runs"][0]["evaluation"]
+    assert texts(page, ".//h1") == ["eacnet_erfnet on Cityscapes"]
+    assert texts(page, ".//p[@class='about']") == ["run · Cityscapes val · 2 images"]
+    assert list(zip(texts(page, ".//dt"), texts(page, ".//dd"), strict=True)) == [
+        ("mIoU, %",
+         f"{percent(given['miou'])}over 18 of 19 classesEACNet, Table 1 prints 73.74 on val"),
+        ("pixel accuracy, %", percent(given["pixel_accuracy"])),
+        ("mean accuracy, %", percent(given["mean_accuracy"])),
+        ("frequency-weighted IoU, %", percent(given["frequency_weighted_iou"])),
+        ("mIoU, %", "71.00by cityscapesscripts"),
+        ("iIoU, %", "42.00by cityscapesscripts"),
+        ("category IoU, %", "–by cityscapesscripts"),
+        ("parameters", "297"),
+        ("steps", "100evaluated: step 100"),
+        ("training time", "–"),
+    ]  # fmt: skip
+    assert table(page, "classes sortable")[1:] == [
+        [row["name"], "", percent(row["iou"]), str(row["paper"]), percent(row["accuracy"]),
+         percent(row["share"])]
+        for row in found["classes"]
+    ]  # fmt: skip
+    assert dict(table(page, "config")) == found["config"]
+    assert json.loads(page.find(".//svg[@id='matrix']").get("data-matrix")) == {
+        key: list(found["confusion"][key]) if key == "names" else found["confusion"][key]
+        for key in ("names", "counts", "start", "cell")
+    }
+
+
+def test_bars_ticks_and_shades_have_the_lengths_and_places_of_their_figures(city):
+    found, page = city
+    bars = page.findall(".//td[@class='bar']/div")
+    for bar, row in zip(bars, found["classes"], strict=True):
+        length = f"width:{100 * (row['iou'] or 0):.2f}%;background:{row['color']}"
+        assert bar.find("i").get("style") == length
+        assert bar.find("b").get("style") == f"left:{row['paper']}%"
+    confusion = found["confusion"]
+    rects = [r for r in page.iter("rect") if r.get("class") in ("right", "wrong")]
+    for rect, (i, j, share) in zip(rects, confusion["shares"], strict=True):
+        at = [(int(rect.get(side)) - confusion["start"]) / confusion["cell"] for side in "yx"]
+        assert at == [i, j] and rect.get("class") == ("right" if i == j else "wrong")
+        assert float(rect.get("fill-opacity")) ** 2 == pytest.approx(share, abs=2e-3)
+    names = confusion["names"]
+    assert texts(page, ".//ol[@class='mistaken']/li") == [
+        f"{100 * share:.1f} % of {names[i]} is taken for {names[j]}"
+        for i, j, share in confusion["mistakes"]
+    ]
+
+
+def test_nothing_is_fetched(city):
+    _, page = city
+    links = [e.get(k) for e in page.iter() for k in ("src", "href", "data") if e.get(k)]
     assert all(link.startswith("data:") for link in links)
-    assert {tag for tag, _, _ in page.elements}.isdisjoint({"link", "iframe", "object", "base"})
-    policy = [a["content"] for a, _ in page.all("meta") if "http-equiv" in a]
-    assert policy and policy[0].startswith("default-src 'none';")
+    assert {e.tag for e in page.iter()}.isdisjoint({"link", "iframe", "object", "base"})
+    assert page.find(".//meta[@http-equiv]").get("content").startswith("default-src 'none';")
 
 
 def test_time_is_summed_over_the_starts_of_a_run(tmp_path):
@@ -259,14 +244,13 @@ def test_time_is_summed_over_the_starts_of_a_run(tmp_path):
         board.add_scalar("loss", 1.0, 2, walltime=time.time() + seconds)
         board.close()
     assert runs.read(run).seconds == pytest.approx(5400, abs=20)
-    assert written(run).tiles["training time"] == "1 h 30 min"
 
 
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(None, "–"), (12.4, "12 s"), (90.0, "2 min"), (3580.0, "1 h 00 min")]
 )
 def test_durations(seconds, shown):
-    assert report._duration(seconds) == shown
+    assert report.duration(seconds) == shown
 
 
 def test_curves_are_those_of_a_real_log(tmp_path):
@@ -276,13 +260,20 @@ def test_curves_are_those_of_a_real_log(tmp_path):
     for step in range(1, 2001):
         writers.scalars(step, loss=step / 7, gradient_norm=1.0, aux=0.5)
     writers.close()
-    page = written(run)
-    points = page.charts["Training loss"]["run"]
-    assert 250 <= len(points) <= charts.MAX_POINTS and points[-1][0] == 2000
-    assert all(value == float(f"{step / 7:.6g}") for step, value in points)
-    assert "bold: mean of the last 100 logged" in page.all("figcaption")[0][1]
-    assert set(page.charts) == {"Training loss", "Gradient norm", "aux"}
-    assert "More curves" in page.all("summary")[0][1]
+    found = figures(run)
+    assert curves(found)["Training loss"]["run"] == [
+        (step, pytest.approx(step / 7)) for step in range(1, 2001)
+    ]
+    assert [(chart["title"], chart["first"]) for chart in found["charts"]] == [
+        ("Training loss", True),
+        ("Gradient norm", False),
+        ("aux", False),
+    ]
+    page = drawn(found)
+    assert texts(page, ".//section[@id='curves']/div//figcaption") == [
+        "Training loss bold: mean of the last 100 logged"
+    ]
+    assert len(page.findall(".//section[@id='curves']/details//figcaption")) == 2
 
 
 # What the papers print
@@ -312,25 +303,26 @@ def test_the_papers_rows_of_a_network(tmp_path, name, split, rows, classes):
     assert place == classes and len(figures) == (19 if classes else 0)
 
 
-def test_a_difference_is_of_one_split(tmp_path):
-    run = make(tmp_path / "run", "eacnet:erfnet,cityscapes")
-    miou = 100 * json.loads((run / "evaluation.json").read_text())["miou"]
-    heads, *rows = written(run).table("papers")
+def test_a_difference_is_of_one_split(city, tmp_path):
+    found, page = city
+    miou = 100 * found["runs"][0]["evaluation"]["miou"]
+    heads, *rows = table(page, "papers")
     assert heads[:4] == ["printed in", "mIoU, %", "difference", "split"]
     assert rows[0][:4] == ["EACNet, Table 1", "73.74", f"{miou - 73.74:+.2f}", "val"]
     assert rows[-1][1:4] == ["72.4", "", "test"]
     for name, options in (("split", {}), ("part", {"num_eval": 2, "dataset": "cityscapes"})):
-        other = make(tmp_path / name, "camvid_best:eacnet_erfnet,short", **options)
-        assert "difference" not in written(other).table("papers")[0]
+        other = figures(make(tmp_path / name, "camvid_best:eacnet_erfnet,short", **options))
+        assert {row["difference"] for row in other["printed"]} == {None}
+    assert "difference" not in table(drawn(other), "papers")[0]
 
 
-def test_ticks_are_the_papers_figures(tmp_path):
-    page = written(make(tmp_path / "run", "eacnet:erfnet,cityscapes"))
-    ticks = [a["style"] for a, _ in page.all("b") if "style" in a]
-    figures = [row[3] for row in page.table("classes")[1:]]
-    assert figures[:3] == ["97.7", "82.6", "91.4"]
-    assert ticks == [f"left:{figure}%" for figure in figures]
-    assert any("EACNet, Table 2, val prints; the mean of these is 73.75" in n for n in page.notes)
+def test_the_papers_figures_of_classes(city):
+    found, page = city
+    assert [str(row["paper"]) for row in found["classes"][:3]] == ["97.7", "82.6", "91.4"]
+    said = (
+        "The tick on a bar is the IoU that EACNet, Table 2, val prints; the mean of these is 73.75."
+    )
+    assert said in texts(page, ".//p[@class='note']")
 
 
 # Pictures
@@ -397,43 +389,48 @@ def decoded(uri):
 
 
 @pytest.mark.parametrize("images", [1, 4, 20])
-def test_the_best_and_the_worst_images(trained, predicted, quick, tmp_path, images):
-    page = written(trained, images=images, output=tmp_path / "page.html")
+def test_the_best_and_the_worst_images(trained, predicted, quick, images):
+    shown = figures(trained, images=images)["images"]["shown"]
     ranking = sorted(predicted, key=lambda name: -predicted[name][0])
     count = min(images, 7)
     best = -(-count // 2)
     names = ranking[:best] + ranking[7 - (count - best) :]
     ranks = [f"best {i + 1}" for i in range(best)]
     ranks += [f"worst {i}" for i in range(count - best, 0, -1)]
-    captions = [text for _, text in page.all("figcaption") if "mIoU " in text and "on" not in text]
-    assert captions == [
-        f"{rank} {name} mIoU {100 * predicted[name][0]:.2f} %"
+    assert [(image["rank"], image["name"], image["miou"]) for image in shown] == [
+        (rank, name, pytest.approx(predicted[name][0]))
         for rank, name in zip(ranks, names, strict=True)
     ]
-    assert len(page.all("input")) == count
 
 
-def test_a_picture_is_photo_prediction_and_truth(trained, predicted, quick, tmp_path):
-    page = written(trained, images=1, output=tmp_path / "page.html")
-    _, photo, classes, truth = max(predicted.values(), key=lambda found: found[0])
-    layers = {a["class"]: decoded(a["src"]) for a, _ in page.all("img")}
+def test_a_picture_is_photo_prediction_and_truth(trained, predicted, quick):
+    found = figures(trained, images=1)
+    (image,) = found["images"]["shown"]
+    name, (miou, photo, classes, truth) = max(predicted.items(), key=lambda found: found[1][0])
+    layers = {layer["name"]: decoded(layer["uri"]) for layer in image["layers"]}
     assert list(layers) == ["photo", "prediction", "truth"]
-    table = spec.TABLES["cityscapes"]
-    for name, ids in (("prediction", classes), ("truth", truth)):
-        np.testing.assert_array_equal(layers[name].convert("RGB"), table.colorize(ids))
+    colors = spec.TABLES["cityscapes"]
+    for kind, ids in (("prediction", classes), ("truth", truth)):
+        np.testing.assert_array_equal(layers[kind].convert("RGB"), colors.colorize(ids))
     assert np.abs(np.asarray(layers["photo"], int) - photo).mean() < 6  # JPEG
-    shown = page.all("ul", "chips")[0][1]
     iou = metrics.scores(confusion_of(truth, classes, 19)).iou
-    for name, value in zip(table.class_names, iou, strict=True):
-        assert (f"{name} {100 * value:.1f}" in shown) == np.isfinite(value)
+    present = {n: v for n, v in zip(colors.class_names, iou, strict=True) if np.isfinite(v)}
+    assert {c["name"]: c["iou"] for c in image["classes"]} == pytest.approx(present)
+    page = drawn(found)
+    figure = page.find(".//figure[@class='picture']")
+    assert [(i.get("class"), i.get("src")) for i in figure.iter("img")] == [
+        (layer["name"], layer["uri"]) for layer in image["layers"]
+    ]
+    assert texts(figure, "figcaption") == [f"best 1 {name} mIoU {100 * miou:.2f} %"]
+    assert texts(figure, "ul/li") == [f"{n} {100 * v:.1f}" for n, v in present.items()]
 
 
-def test_large_pictures_are_embedded_smaller(trained, predicted, quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "MAX_SIDE", 50)
-    page = written(trained, images=1, output=tmp_path / "page.html")
-    layers = {a["class"]: decoded(a["src"]) for a, _ in page.all("img")}
+def test_large_pictures_are_embedded_smaller(trained, predicted, quick, monkeypatch):
+    monkeypatch.setattr(examples, "MAX_SIDE", 50)
+    (image,) = figures(trained, images=1)["images"]["shown"]
+    layers = {layer["name"]: decoded(layer["uri"]) for layer in image["layers"]}
+    assert (image["width"], image["height"]) == (50, 25)
     assert [layer.size for layer in layers.values()] == [(50, 25)] * 3
-    assert [(a["width"], a["height"]) for a, _ in page.all("img")] == [("50", "25")] * 3
     _, _, classes, truth = max(predicted.values(), key=lambda found: found[0])
     for name, ids in (("prediction", classes), ("truth", truth)):  # no class between two others
         colors = spec.TABLES["cityscapes"].colorize(ids).reshape(-1, 3).tolist()
@@ -446,8 +443,8 @@ def test_pictures_that_do_not_fit_the_evaluation_are_told(trained, quick, tmp_pa
     path = tmp_path / "evaluation.json"
     for off, told in ((0.004, False), (0.1, True)):
         path.write_text(json.dumps({**given, "pixel_accuracy": given["pixel_accuracy"] + off}))
-        page = written(trained, images=1, output=tmp_path / "page.html", evaluation=str(path))
-        assert any("do not fit this evaluation" in note for note in page.notes) == told
+        note = figures(trained, images=1, evaluation=str(path))["images"]["note"]
+        assert ("do not fit this evaluation" in note) == told
 
 
 def test_pictures_are_of_the_evaluated_scales(trained, tmp_path):
@@ -466,9 +463,9 @@ def test_without_the_data_the_page_says_so(tmp_path, capsys):
     given = {"input__dataset": "camvid", "input__root": str(tmp_path / "gone")}
     run = tiny_run.write(tmp_path / "run", **given)
     scores = make(tmp_path / "other", "fast_scnn:cityscapes", dataset="camvid", scores={"step": 7})
-    page = written(run, evaluation=str(scores))
-    assert any(note.startswith("No pictures: ") and "gone" in note for note in page.notes)
-    assert page.all("img") == [] and page.tiles["mIoU, %"] != "–"
+    found = figures(run, evaluation=str(scores))
+    (note,) = (n for n in texts(drawn(found), ".//section[@id='images']/p") if n)
+    assert note.startswith("No pictures: ") and "gone" in note and found["images"]["shown"] == []
     assert "no pictures: " in capsys.readouterr().out
 
 
@@ -482,11 +479,10 @@ def test_without_the_data_the_page_says_so(tmp_path, capsys):
 def test_why_there_are_no_pictures(trained, tmp_path, change, note):
     shutil.copy(trained / "evaluation.json", tmp_path)
     edit(tmp_path / "evaluation.json", **change)
-    page = written(trained, evaluation=str(tmp_path), output=tmp_path / "page.html")
-    assert any(re.search(re.escape(note), n) for n in page.notes), page.notes
+    assert figures(trained, evaluation=str(tmp_path))["images"]["note"].startswith(note)
 
 
-def test_data_of_other_classes_have_no_pictures(trained, tmp_path, monkeypatch):
+def test_data_of_other_classes_have_no_pictures(trained, monkeypatch):
     load, names = data.load, spec.TABLES["cityscapes"].class_names
 
     def other(**options):
@@ -495,37 +491,37 @@ def test_data_of_other_classes_have_no_pictures(trained, tmp_path, monkeypatch):
         return dataclasses.replace(dataset, table=table)
 
     monkeypatch.setattr(data, "load", other)
-    page = written(trained, output=tmp_path / "page.html")
-    assert page.all("img") == []
+    images = figures(trained)["images"]
     expected = "No pictures: class 18 is 'drone' in the data and 'bicycle' in the run; give "
-    assert any(note.startswith(expected) for note in page.notes)
+    assert images["shown"] == [] and images["note"].startswith(expected)
 
 
-def test_no_pictures_asked_for_needs_no_network(trained, tmp_path, monkeypatch):
+def test_no_pictures_asked_for_needs_no_network(trained, monkeypatch):
     monkeypatch.delattr(networks, "load_run")
-    page = written(trained, images=0, output=tmp_path / "page.html")
-    assert page.all("img") == [] and not any("pictures" in note for note in page.notes)
+    found = figures(trained, images=0)
+    assert (found["images"]["shown"], found["images"]["note"]) == ([], "")
+    assert drawn(found).find(".//section[@id='images']") is None
 
 
 # What is missing, wrong or hostile
 
 
 def test_an_unfinished_run_has_curves_and_config(tmp_path):
-    run = make(tmp_path / "run", scores=None)
-    page = written(run)
-    assert any("not finished: there is no evaluation.json yet" in note for note in page.notes)
-    assert page.tiles == {"parameters": "297", "steps": "100", "training time": "–"}
-    assert "Training loss" in page.charts and page.table("config")
-    assert page.table("classes") == []
+    page = drawn(figures(make(tmp_path / "run", scores=None)))
+    notes = texts(page, ".//p[@class='note']")
+    assert any("not finished: there is no evaluation.json yet" in note for note in notes)
+    assert texts(page, ".//dt") == ["parameters", "steps", "training time"]
+    assert texts(page, ".//dd") == ["297", "100", "–"]
+    assert [section.get("id") for section in page.iter("section")] == ["curves", "config"]
 
 
 def test_a_run_that_has_only_begun(tmp_path):
     run = make(tmp_path / "run", scores=None)
     for name in ("metrics.jsonl", "params.txt", "classes.json"):
         (run / name).unlink()
-    page = written(run)
-    assert any("there is no metrics.jsonl" in note for note in page.notes)
-    assert page.tiles["steps"] == page.tiles["parameters"] == "–"
+    page = drawn(figures(run))
+    assert any("there is no metrics.jsonl" in note for note in texts(page, ".//p[@class='note']"))
+    assert texts(page, ".//dd") == ["–", "–", "–"]
 
 
 def test_an_evaluation_without_a_labelled_pixel(tmp_path):
@@ -533,30 +529,40 @@ def test_an_evaluation_without_a_labelled_pixel(tmp_path):
     split = spec.Dataset(spec.TABLES["camvid"], "test", ("a",), None, load=len)
     nothing = np.zeros((11, 11), np.int64)
     evaluator.write_report(run / "evaluation.json", nothing, split, model="eacnet_erfnet", step=100)
-    page = written(run)
-    assert page.tiles["mIoU, %"] == "–" and "difference" not in page.table("papers")[0]
-    assert {row[2] for row in page.table("classes")[1:]} == {"–"}
+    page = drawn(figures(run))
+    assert texts(page, ".//dd")[0].startswith("–over 0 of 11")
+    assert "difference" not in table(page, "papers")[0]
+    assert {row[2] for row in table(page, "classes sortable")[1:]} == {"–"}
 
 
 def test_names_are_escaped_wherever_they_stand(tmp_path):
-    names = ("<b>", "</script><script>alert(1)</script>", "a&amp;b", "'\"`$x", "plain")
+    names = ("<b>", "</script><script>alert(1)</script>", "a&amp;b", "'\"`$x{{ 7 }}", "plain")
     colors = tuple((i, i, i) for i in range(5))
-    table = spec.ClassTable("folder", names, colors)
+    classes = spec.ClassTable("folder", names, colors)
     folder = tmp_path / "<i>&'\""
-    given = {"dataset": "folder", "root": "<u>root</u>", "table": table}
+    given = {"dataset": "folder", "root": "<u>root</u>", "table": classes}
     pair = [make(folder / n, "fast_scnn:cityscapes", seed=i, **given) for i, n in enumerate("ab")]
     alone = pair[0].rename(folder / "<s>run")
-    page = written(alone)
-    assert page.matrix["names"] == list(names)
-    assert [row[0] for row in page.table("classes")[1:]] == list(names)
-    assert page.all("p", "about")[0][1].startswith("<s>run · folder val")
-    assert json.loads(dict(page.table("config"))["input.root"]) == "<u>root</u>"
-    both = written((alone, pair[1]), output=tmp_path / "both.html")
-    assert both.table("runs")[1][0] == "<s>run"
-    assert list(both.charts["Training loss"]) == ["<s>run", "b"]
-    for found in (page, both):
-        tags = [tag for tag, _, _ in found.elements]
-        assert not {"s", "u"} & set(tags) and tags.count("script") == 1
+    one, both = figures(alone), figures(alone, pair[1])
+    page, compared = drawn(one), drawn(both)
+    matrix = json.loads(page.find(".//svg[@id='matrix']").get("data-matrix"))
+    assert matrix["names"] == list(names)
+    assert [row[0] for row in table(page, "classes sortable")[1:]] == list(names)
+    assert texts(page, ".//p[@class='about']")[0].startswith("<s>run · folder val")
+    assert json.loads(dict(table(page, "config"))["input.root"]) == "<u>root</u>"
+    assert table(compared, "runs sortable")[1][0] == "<s>run"
+    chart = json.loads(compared.find(".//svg[@data-chart]").get("data-chart"))
+    assert [curve["name"] for curve in chart["curves"]] == ["<s>run", "b"]
+    for found, tree in ((one, page), (both, compared)):
+        assert {"s", "u"}.isdisjoint(element.tag for element in tree.iter())
+        assert report.draw(found).count("<script") == 1
+
+
+@pytest.mark.parametrize("note", ["<s>gone</s>"])
+def test_why_there_are_no_pictures_is_escaped(trained, monkeypatch, note):
+    monkeypatch.setattr(networks, "load_run", lambda *_: (_ for _ in ()).throw(OSError(note)))
+    page = drawn(figures(trained))
+    assert f"No pictures: {note}" in texts(page, ".//p[@class='note']")
 
 
 @pytest.mark.parametrize(
@@ -588,7 +594,7 @@ def test_what_is_wrong_with_a_run_is_said_in_a_line(tmp_path, damage, error, mes
     run = make(tmp_path / "run")
     damage(run)
     with pytest.raises(error, match=message):
-        written(run)
+        report.write_report([run])
     assert not (run / "report.html").exists()
 
 
@@ -605,13 +611,13 @@ def test_what_is_wrong_with_the_options_is_said_in_a_line(tmp_path, options, err
     if "output" in options:
         options = {"output": tmp_path / options["output"]}
     with pytest.raises(error, match=message):
-        written(make(tmp_path / "run"), **options)
+        report.write_report([make(tmp_path / "run")], **options)
 
 
 @pytest.mark.parametrize("workdirs", [[], ["run", "run"]])
 def test_no_run_and_one_twice_are_refused(tmp_path, workdirs):
     with pytest.raises(ValueError, match="give the folder of a run, or those of several different"):
-        written([tmp_path / name for name in workdirs])
+        report.write_report([tmp_path / name for name in workdirs])
 
 
 def test_an_evaluation_is_found_in_the_run_and_elsewhere(tmp_path, monkeypatch):
@@ -619,18 +625,13 @@ def test_an_evaluation_is_found_in_the_run_and_elsewhere(tmp_path, monkeypatch):
     run, other = make(tmp_path / "run"), make(tmp_path / "other", seed=1)
     (run / "test").mkdir()
     shutil.copy(other / "evaluation.json", run / "test")
-    expected = percent(json.loads((other / "evaluation.json").read_text())["miou"])
-    assert written(run).tiles["mIoU, %"] != expected
-    for given in (
-        "test",
-        "test/evaluation.json",
-        "other",
-        str(other),
-        str(other / "evaluation.json"),
-    ):
-        assert written(run, evaluation=given).tiles["mIoU, %"] == expected
+    miou = json.loads((other / "evaluation.json").read_text())["miou"]
+    assert runs.read(run).evaluation["miou"] != miou
+    elsewhere = ("other", str(other), str(other / "evaluation.json"))
+    for given in ("test", "test/evaluation.json", *elsewhere):
+        assert runs.read(run, given).evaluation["miou"] == miou
     with pytest.raises(ValueError, match=r"--evaluation=.* is not in .*run; of several runs each"):
-        written((run, other), evaluation=str(other), output=tmp_path / "page.html")
+        report.write_report([run, other], evaluation=str(other), output=tmp_path / "page.html")
 
 
 def test_many_classes_and_steps_stay_small(tmp_path):
@@ -639,9 +640,8 @@ def test_many_classes_and_steps_stay_small(tmp_path):
     with open(run / "metrics.jsonl", "w") as file:
         for step in range(20_000):
             file.write(json.dumps({"step": step, "loss": 1 / 3, "learning_rate": 1 / 7}) + "\n")
-    page = written(run)
-    assert len(page.all("rect", "wrong")) == 150 * 149
-    assert (run / "report.html").stat().st_size < 3e6
+    page = report.draw(figures(run))
+    assert page.count('<rect class="wrong"') == 150 * 149 and len(page) < 3e6
 
 
 # Several runs
@@ -652,47 +652,39 @@ def test_runs_side_by_side(tmp_path):
     folders.append(make(tmp_path / "c", scores=None))
     edit(folders[1] / "evaluation.json", flip=True)
     edit(folders[1] / "config.json", batch_size=99)
-    page = written(folders, output=tmp_path / "page.html")
+    found = figures(*folders)
+    page = drawn(found)
     given = [json.loads((f / "evaluation.json").read_text()) for f in folders[:2]]
-    heads, *rows = page.table("runs")
+    heads, *rows = table(page, "runs sortable")
     assert heads[:3] == ["run", "mIoU, %", "pixel accuracy, %"]
+    mious = [g["miou"] for g in given]
     assert [row[:2] for row in rows] == [
-        ["a", percent(given[0]["miou"])],
-        ["b", percent(given[1]["miou"])],
+        ["a", percent(mious[0])],
+        ["b", percent(mious[1])],
         ["c", "not finished"],
     ]
     assert [row[4] for row in rows] == ["CamVid val", "CamVid val, mirrored too", "CamVid val"]
-    best = [["best" in kind for kind, _ in row] for row in page.cells("runs")[1:]]
-    winner = int(given[1]["miou"] > given[0]["miou"])
-    assert [row.index(True) if any(row) else None for row in best] == [
-        1 if i == winner else None for i in range(3)
+    assert best(page, "runs sortable") == [percent(max(mious))]
+    for row in found["classes"]:
+        assert row["ious"] == [g["iou"][row["name"]] for g in given]
+    assert [row["name"] for row in found["classes"]] == list(given[0]["iou"])
+    assert table(page, "sortable")[1:] == [
+        [row["name"], *map(percent, row["ious"])] for row in found["classes"]
     ]
-    cells = [row for row in page.cells("sortable")[1:]]
-    assert cells == page.cells("runs")[1:]  # the first table that sorts
-    ious = _rows_of_classes(page)
-    for name, *values in ious:
-        expected = [g["iou"][name] for g in given]
-        assert [text for _, text in values] == list(map(percent, expected))
-        marked = ["best" in kind for kind, _ in values]
-        assert marked == [v is not None and v == max(expected) for v in expected]
-    assert len(ious) == 11
-    assert page.table("config") == [["", "a", "b", "c"], ["batch_size", "4", "99", "4"]]
-    assert list(page.charts["Training loss"]) == ["a", "b", "c"]
-    assert page.charts["Training loss"]["b"] == [[s, float(f"{3 / s + 1:.6g}")] for s in range(10, 101, 10)]  # fmt: skip
+    assert best(page, "sortable") == [
+        percent(max(row["ious"])) for row in found["classes"] if row["ious"][0] is not None
+    ]
+    assert table(page, "config") == [["", "a", "b", "c"], ["batch_size", "4", "99", "4"]]
+    assert curves(found)["Training loss"] == {
+        name: points
+        for name, add in (("a", 0), ("b", 1), ("c", 0))
+        for points in [[(s, 3 / s + add) for s in range(10, 101, 10)]]
+    }
 
 
-def _rows_of_classes(page):
-    """[name, (class, text), ...] of the second table."""
-    tables, rows = 0, []
-    for tag, attributes, text in page.elements:
-        tables += tag == "table"
-        if tables == 2 and tag == "tr":
-            rows.append([])
-        elif tables == 2 and tag == "th" and attributes.get("scope") == "row":
-            rows[-1].append("".join(text).strip())
-        elif tables == 2 and tag == "td":
-            rows[-1].append((attributes["class"], "".join(text)))
-    return rows[1:]
+def best(page, kind):
+    """The texts of a table's cells that are marked as the best."""
+    return texts(page.find(f".//table[@class='{kind}']"), ".//td[@class='number best']")
 
 
 @pytest.mark.parametrize("other", ["split", "images", "data set", "classes"])
@@ -706,10 +698,10 @@ def test_scores_of_different_data_have_no_best(tmp_path, other):
         shutil.rmtree(b)
         names = tuple(reversed(spec.TABLES["camvid"].class_names))
         b = make(b, table=spec.ClassTable("camvid", names, spec.TABLES["camvid"].palette))
-    page = written((a, b), output=tmp_path / "page.html")
-    (note,) = (note for note in page.notes if "none is marked as the best" in note)
-    assert "a: CamVid val, 2 images of 11 classes; b: " in note
-    assert not page.all("td", "best")
+    page = drawn(figures(a, b))
+    (note,) = (n for n in texts(page, ".//p[@class='note']") if "none is marked as the best" in n)
+    assert "a: CamVid val, 2 images of 11 classes; b: " in note and note.endswith("classes.")
+    assert "best" not in {td.get("class").split()[-1] for td in page.iterfind(".//td[@data-key]")}
 
 
 @pytest.fixture
@@ -729,61 +721,60 @@ def pair(trained, loaded, network, tmp_path, monkeypatch):
     return tmp_path / "a", tmp_path / "b"
 
 
-def test_the_images_on_which_runs_differ_most(pair, predicted, tmp_path, capsys):
-    page = written(pair, images=3, output=tmp_path / "page.html")
+def test_the_images_on_which_runs_differ_most(pair, predicted):
     maps, mious = {}, {}
     for name, (miou, photo, classes, truth) in predicted.items():
         moved = np.roll(classes, 8, axis=1)
         scores = metrics.scores(confusion_of(truth, moved, 19))
         maps[name], mious[name] = (photo, truth, classes, moved), (miou, scores.miou)
     chosen = sorted(predicted, key=lambda name: -abs(np.subtract(*mious[name])))[:3]
-    assert [text for _, text in page.all("h3") if text in predicted] == chosen
-    shown = [decoded(a["src"]) for a, _ in page.all("img")]
-    captions = [text for _, text in page.all("figcaption") if text.split()[0] in "photo truth a b"]
-    table = spec.TABLES["cityscapes"]
-    for name in chosen:
-        (photo, *ids), (a, b) = maps[name], mious[name]
-        images, texts = [[x.pop(0) for _ in range(4)] for x in (shown, captions)]
-        assert np.abs(np.asarray(images[0], int) - photo).mean() < 6  # JPEG
-        for image, classes in zip(images[1:], ids, strict=True):
-            np.testing.assert_array_equal(image.convert("RGB"), table.colorize(classes))
-        assert texts == ["photo", "truth", f"a {100 * a:.2f}", f"b {100 * b:.2f}"]
-    assert not shown
-    best = [text for _, text in page.all("b", "best")]
-    assert best == [f"{100 * max(mious[name]):.2f}" for name in chosen]
-    assert not written(pair, images=0, output=tmp_path / "page.html").all("img")
+    found = figures(*pair, images=3)
+    assert [image["name"] for image in found["images"]["shown"]] == chosen
+    colors = spec.TABLES["cityscapes"]
+    for image in found["images"]["shown"]:
+        photo, *ids = maps[image["name"]]
+        shown, *layers = (decoded(layer["uri"]) for layer in image["layers"])
+        assert np.abs(np.asarray(shown, int) - photo).mean() < 6  # JPEG
+        for layer, classes in zip(layers, ids, strict=True):
+            np.testing.assert_array_equal(layer.convert("RGB"), colors.colorize(classes))
+    page = drawn(found)
+    expected = []
+    for a, b in map(mious.get, chosen):
+        expected += ["photo", "truth", f"a {100 * a:.2f}", f"b {100 * b:.2f}"]
+    assert texts(page, ".//div[@class='contrast']//figcaption") == expected
+    marked = [f"{100 * max(mious[name]):.2f}" for name in chosen]
+    assert texts(page, ".//figcaption/b[@class='best']") == marked
+    assert figures(*pair, images=0)["images"]["shown"] == []
 
 
-def test_why_runs_have_no_pictures_together(pair, tmp_path, capsys):
+def test_why_runs_have_no_pictures_together(pair, monkeypatch, capsys):
     def fail(*_):
         raise FileNotFoundError("no data here;\nset it")
 
-    networks.load_run = fail
-    page = written(pair, output=tmp_path / "page.html")
-    assert "No pictures: no data here; set it" in page.notes and not page.all("img")
+    monkeypatch.setattr(networks, "load_run", fail)
+    images = figures(*pair)["images"]
+    assert (images["shown"], images["note"]) == ([], "No pictures: no data here; set it")
     assert "no pictures: no data here; set it\n" in capsys.readouterr().out
 
 
 def test_equal_runs_in_folders_of_one_name(tmp_path):
-    pair = [make(tmp_path / day / "run") for day in ("monday", "tuesday")]
-    page = written(pair, output=tmp_path / "page.html")
-    assert [row[0] for row in page.table("runs")[1:]] == ["monday/run", "tuesday/run"]
-    assert "The configs are equal." in page.notes
+    found = figures(*(make(tmp_path / day / "run") for day in ("monday", "tuesday")))
+    assert [run["name"] for run in found["runs"]] == ["monday/run", "tuesday/run"]
+    assert "The configs are equal." in texts(drawn(found), ".//p[@class='note']")
 
 
 def test_a_run_keeps_its_colour_where_another_has_logged_nothing(tmp_path):
     pair = [make(tmp_path / name) for name in ("a", "b")]
     (pair[0] / "metrics.jsonl").write_text("")
-    page = written(pair, output=tmp_path / "page.html")
-    assert {tuple(curves) for curves in page.charts.values()} == {("b",)}
-    assert {a["class"] for a, _ in page.all("g")} == {"c1"}
+    page = drawn(figures(*pair))
+    assert {g.get("class") for g in page.iter("g")} == {"c1"}
+    assert [i.get("class") for i in page.iterfind(".//ul[@class='legend']/li/i")] == ["key c0", "key c1"]  # fmt: skip
 
 
 def test_ten_runs_can_be_told_apart(tmp_path):
-    many = [make(tmp_path / f"r{i}", seed=i) for i in range(10)]
-    page = written(many, output=tmp_path / "page.html")
-    kinds = [a["class"] for a, _ in page.all("i", "key")]
-    assert len(set(kinds)) == 10
+    page = drawn(figures(*(make(tmp_path / f"r{i}", seed=i) for i in range(10))))
+    keys = page.findall(".//table[@class='runs sortable']//th/i")
+    assert len({key.get("class") for key in keys}) == 10
 
 
 # Charts
@@ -820,17 +811,28 @@ def test_means_are_of_the_last_values():
 @pytest.mark.parametrize("value", [0.0, -3.0, 7.0])
 def test_a_curve_of_one_point_or_value_is_drawn_inside(value):
     for points in ([(0, value)], [(5, value), (6, value)]):
-        page = Page(charts.chart("title", [("a", points)]))
-        for a, _ in page.all("circle"):
-            assert 0 < float(a["cx"]) < 360 and 0 < float(a["cy"]) < 220
+        figure = ElementTree.fromstring(charts.chart("title", [("a", points)]))
+        circles = list(figure.iter("circle"))
+        assert len(circles) == len(points)
+        for circle in circles:
+            assert 0 < float(circle.get("cx")) < 360 and 0 < float(circle.get("cy")) < 220
 
 
 def test_points_stand_where_the_axes_say():
-    page = Page(charts.chart("title", [("a", [(0, 0.0), (50, 5.0), (100, 10.0)])]))
-    at = {text: (float(a["x"]), float(a["y"])) for a, text in page.all("text", "y")}
-    assert at["10"][1] < at["0"][1]  # upwards
-    heights = [float(a["cy"]) for a, _ in page.all("circle")]
-    assert heights == pytest.approx([at["0"][1], (at["0"][1] + at["10"][1]) / 2, at["10"][1]], abs=0.2)  # fmt: skip
+    points = [(0, 0.0), (50, 5.0), (100, 10.0)]
+    figure = ElementTree.fromstring(charts.chart("title", [("a", points)]))
+    at = {text.text: float(text.get("y")) for text in figure.iterfind(".//text[@class='y']")}
+    assert at["10"] < at["0"]  # upwards
+    heights = [float(circle.get("cy")) for circle in figure.iter("circle")]
+    assert heights == pytest.approx([at["0"], (at["0"] + at["10"]) / 2, at["10"]], abs=0.2)
+
+
+def test_the_script_is_given_the_drawn_values():
+    points = [(step, step / 7) for step in range(1, 2001)]
+    figure = ElementTree.fromstring(charts.chart("title", [("a", points)], scale=100.0))
+    (curve,) = json.loads(figure.find("svg").get("data-chart"))["curves"]
+    assert 250 <= len(curve["points"]) <= charts.MAX_POINTS and curve["points"][-1][0] == 2000
+    assert all(value == float(f"{100 * step / 7:.6g}") for step, value in curve["points"])
 
 
 # The program
@@ -845,7 +847,7 @@ def test_the_program(trained, tmp_path):
     done = go(trained, "--images=2", f"--output={page}")
     assert done.returncode == 0, done.stderr
     assert f"written: {page} (" in done.stdout
-    assert len(Page(page.read_text()).all("figure", "picture")) == 2
+    assert page.read_text().count('<figure class="picture">') == 2
     wrong = go(tmp_path)
     assert wrong.returncode == 1
     assert wrong.stderr.splitlines()[-1].startswith(
@@ -958,7 +960,7 @@ def test_pointing_tells_values(visit, tmp_path):
     chart.hover(position={"x": box["width"] * (50 + 0.3 * 298) / 360, "y": 60})
     assert tip.inner_text() == "step 30\n0.1"
     matrix = page.locator("#matrix")
-    given = Page((run / "report.html").read_text()).matrix
+    given = figures(run)["confusion"]
     counts, start, cell = given["counts"], given["start"], given["cell"]
     side = start + 11 * cell + 2
     box = matrix.bounding_box()

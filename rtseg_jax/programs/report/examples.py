@@ -1,21 +1,26 @@
-"""The images that a report shows: the best and the worst, and those on which two runs differ most."""
+"""The example images of a report: the best and the worst of a run, and those on which runs differ most."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import jax
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from rtseg_jax import data
 from rtseg_jax.base import config as settings
 from rtseg_jax.data import pipeline
-from rtseg_jax.data.spec import Dataset, Image3, Label
-from rtseg_jax.inference import evaluator, metrics
+from rtseg_jax.data.spec import ClassTable, Dataset, Image3, Label
+from rtseg_jax.inference import evaluator, metrics, pictures
 from rtseg_jax.inference import network as networks
 from rtseg_jax.programs.report import runs
-from rtseg_jax.programs.shared.tables import percent
 
+MAX_SIDE = 640  # of an embedded picture, in pixels
 AGREEMENT = 0.005  # by how much the pictures' pixel accuracy may be off the evaluation's
+# What costs the pictures alone.
+FAILURES = (ValueError, OSError, ImportError, jax.errors.JaxRuntimeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,19 +128,19 @@ def best_and_worst(run: runs.Run, count: int, root: str | None = None) -> tuple[
             kept[index] = metrics.scores(confusion), classes
         if len(kept) > count:
             del kept[ranked()[-(-count // 2)]]
-    pictures = []
+    found = []
     for index in ranked():
         image, label = dataset.load(index)
         scores, classes = kept[index]
         classes = classes[: label.shape[0], : label.shape[1]]  # it was padded if sizes vary
         iou = {n: float(v) for n, v in zip(names, scores.iou, strict=True) if np.isfinite(v)}
-        pictures.append(Picture(dataset.names[index], scores.miou, iou, image, label, classes))
+        found.append(Picture(dataset.names[index], scores.miou, iou, image, label, classes))
     here, there = metrics.scores(total).pixel_accuracy, given["pixel_accuracy"]
     if there is None or abs(here - there) <= AGREEMENT:
-        return pictures, ""
-    return pictures, (
-        f"The pictures do not fit this evaluation: the split has a pixel accuracy of {percent(here)} % here and of"
-        f" {percent(there)} % there. The data, their size or the program have changed since."
+        return found, ""
+    return found, (
+        f"The pictures do not fit this evaluation: the split has a pixel accuracy of {100 * here:.2f} % here and of"
+        f" {100 * there:.2f} % there. The data, their size or the program have changed since."
     )
 
 
@@ -175,3 +180,100 @@ def most_different(
             h, w = part.load(i)[1].shape
             predictions[chosen[i]][run.name] = float(row[chosen[i]]), classes[:h, :w]
     return [Contrast(dataset.names[i], *dataset.load(i), predictions[i]) for i in chosen]
+
+
+def figures(group: Sequence[runs.Run], count: int, root: str | None = None) -> dict[str, Any]:
+    """Chooses and draws the images of a report.
+
+    A failure is printed and costs the images alone.
+
+    Args:
+        group: The runs of the page.
+        count: How many images, 0 for none.
+        root: The data set's folder, if it has moved.
+
+    Returns:
+        The drawn images ("shown"), a line about them or why there are none ("note"), and the classes in them of several
+        runs ("classes").
+    """
+    evaluated = [run for run in group if run.evaluation]
+    found: dict[str, Any] = {"shown": [], "note": "", "classes": []}
+    if not count or not runs.comparable(group) or len(evaluated) < min(2, len(group)):
+        return found
+    table = evaluated[0].table
+    try:
+        if len(group) == 1:
+            ranked, note = best_and_worst(group[0], count, root)
+            return found | {"shown": _draw_ranked(ranked, table), "note": note}
+        contrasts = most_different(evaluated, count, root)
+    except FAILURES as error:
+        why = " ".join(str(error).split())
+        print(f"no pictures: {why}")
+        return found | {"note": f"No pictures: {why}"}
+    maps = [x.truth for x in contrasts]
+    maps += [classes for x in contrasts for _, classes in x.predictions.values()]
+    return found | {
+        "shown": [_draw_contrast(x, table, group) for x in contrasts],
+        "classes": [_named(table, c) for c in pictures.occurring(table, *maps)],
+    }
+
+
+def _named(table: ClassTable, c: int) -> dict[str, str]:
+    return {"name": table.class_names[c], "color": css(table.palette[c])}
+
+
+def css(color: Sequence[int]) -> str:
+    """Spells an RGB color as CSS does."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
+def _draw_ranked(ranked: Sequence[Picture], table: ClassTable) -> list[dict[str, Any]]:
+    drawn, best = [], -(-len(ranked) // 2)
+    for i, picture in enumerate(ranked):
+        maps = {"prediction": picture.prediction, "truth": picture.truth}
+        ids = [table.class_names.index(name) for name in picture.iou]
+        classes = [
+            {**_named(table, c), "iou": iou}
+            for c, iou in zip(ids, picture.iou.values(), strict=True)
+        ]
+        drawn.append(
+            {
+                "rank": f"best {i + 1}" if i < best else f"worst {len(ranked) - i}",
+                "name": picture.name,
+                "miou": picture.miou,
+                "classes": classes,
+                **_embed(picture.photo, maps, table),
+            }
+        )
+    return drawn
+
+
+def _draw_contrast(
+    contrast: Contrast, table: ClassTable, group: Sequence[runs.Run]
+) -> dict[str, Any]:
+    places = {run.name: place for place, run in enumerate(group)}
+    names = list(contrast.predictions)
+    maps = [contrast.truth, *(classes for _, classes in contrast.predictions.values())]
+    embedded = _embed(contrast.photo, dict(enumerate(maps)), table)
+    told = [("photo", None, None), ("truth", None, None)]
+    told += [(name, places[name], contrast.predictions[name][0]) for name in names]
+    for layer, (name, place, miou) in zip(embedded["layers"], told, strict=True):
+        layer.update(name=name, place=place, miou=miou)
+    best = max(miou for miou, _ in contrast.predictions.values())
+    return {"name": contrast.name, "best": best, **embedded}
+
+
+def _embed(photo: Image3, maps: dict[Any, Label], table: ClassTable) -> dict[str, Any]:
+    """Draws a photo and its class maps as layers of a page: their names, data URIs and common size in pixels."""
+    h, w = photo.shape[:2]
+    shrink = min(1.0, MAX_SIDE / max(h, w))
+    size = max(1, round(shrink * w)), max(1, round(shrink * h))
+    small = Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS)
+    colors = np.zeros((256, 3), np.uint8)  # ignored pixels are black
+    colors[: table.num_classes] = table.palette
+    layers = [{"name": "photo", "uri": pictures.data_uri(small, "jpeg", quality=82)}]
+    for name, classes in maps.items():
+        ids = Image.fromarray(classes).resize(size, Image.Resampling.NEAREST)
+        ids.putpalette(colors.tobytes())
+        layers.append({"name": name, "uri": pictures.data_uri(ids, "png", optimize=True)})
+    return {"layers": layers, "width": size[0], "height": size[1]}

@@ -118,6 +118,16 @@ def read_several(workdirs: Sequence[pathlib.Path], evaluation: str | None = None
     return [read(path, evaluation, os.path.relpath(path, folder)) for path in workdirs]
 
 
+def comparable(group: Sequence[Run]) -> bool:
+    """Whether those of some runs that were evaluated, one at least, were so on the same images and classes."""
+    labelled = {
+        (run.dataset, run.split, run.evaluation["images"], run.table.class_names)
+        for run in group
+        if run.evaluation
+    }
+    return len(labelled) == 1
+
+
 def _read_json(path: pathlib.Path) -> Any:
     try:
         return json.loads(path.read_text())

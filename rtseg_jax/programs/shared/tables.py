@@ -1,9 +1,6 @@
-"""Tables in Markdown, and figures in them."""
+"""Tables in Markdown."""
 
-import math
 from collections.abc import Container
-
-NOTHING = "–"  # in place of a figure that is not there
 
 
 def row(*cells: object) -> str:
@@ -20,8 +17,3 @@ def header(*titles: str, words: Container[int] = (0,)) -> list[str]:
     """
     rule = ["---" if place in words else "---:" for place in range(len(titles))]
     return [row(*titles), row(*rule)]
-
-
-def percent(value: float | None) -> str:
-    """A share in percent; a dash where there is none."""
-    return NOTHING if value is None or not math.isfinite(value) else f"{100 * value:.2f}"
