@@ -159,13 +159,9 @@ def test_the_config_is_there_whole(tmp_path):
     shown = figures(make(tmp_path / "run"))["config"]
     config = settings.read(tmp_path / "run")
     assert shown["optim.lr"] == "0.001" and shown["augment.crop"] == "[360, 480]"
-    assert set(shown) == {k for k in settings.keys(config) if not _is_tree(config, k)}
-
-
-def _is_tree(config, key):
-    for part in key.split("."):
-        config = config[part]
-    return hasattr(config, "items")
+    assert set(shown) == {
+        key for key in settings.keys(config) if not hasattr(settings.get(config, key), "items")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -227,14 +223,6 @@ def test_bars_ticks_and_shades_have_the_lengths_and_places_of_their_figures(city
     ]
 
 
-def test_nothing_is_fetched(city):
-    _, page = city
-    links = [e.get(k) for e in page.iter() for k in ("src", "href", "data") if e.get(k)]
-    assert all(link.startswith("data:") for link in links)
-    assert {e.tag for e in page.iter()}.isdisjoint({"link", "iframe", "object", "base"})
-    assert page.find(".//meta[@http-equiv]").get("content").startswith("default-src 'none';")
-
-
 def test_time_is_summed_over_the_starts_of_a_run(tmp_path):
     run = make(tmp_path / "run")
     picture = np.zeros((64, 64, 3), np.uint8)
@@ -244,6 +232,8 @@ def test_time_is_summed_over_the_starts_of_a_run(tmp_path):
         board.add_scalar("loss", 1.0, 2, walltime=time.time() + seconds)
         board.close()
     assert runs.read(run).seconds == pytest.approx(5400, abs=20)
+    shown = texts(drawn(figures(run)), ".//dd")[-1]
+    assert shown == "1 h 30 minevaluations included"
 
 
 @pytest.mark.parametrize(
@@ -384,8 +374,18 @@ def quick(compiled, monkeypatch):
         monkeypatch.setattr(evaluate, name, function)
 
 
-def decoded(uri):
-    return Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2])))
+def layers(image):
+    """The layers of an image of a page, decoded."""
+    coded = [layer["uri"].partition("base64,")[2] for layer in image["layers"]]
+    return [Image.open(io.BytesIO(base64.b64decode(each))) for each in coded]
+
+
+def check_layers(image, photo, *maps):
+    shown, *ids = layers(image)
+    assert np.abs(np.asarray(shown, int) - photo).mean() < 6  # JPEG
+    for layer, classes in zip(ids, maps, strict=True):
+        expected = spec.TABLES["cityscapes"].colorize(classes)
+        np.testing.assert_array_equal(layer.convert("RGB"), expected)
 
 
 @pytest.mark.parametrize("images", [1, 4, 20])
@@ -407,14 +407,14 @@ def test_a_picture_is_photo_prediction_and_truth(trained, predicted, quick):
     found = figures(trained, images=1)
     (image,) = found["images"]["shown"]
     name, (miou, photo, classes, truth) = max(predicted.items(), key=lambda found: found[1][0])
-    layers = {layer["name"]: decoded(layer["uri"]) for layer in image["layers"]}
-    assert list(layers) == ["photo", "prediction", "truth"]
-    colors = spec.TABLES["cityscapes"]
-    for kind, ids in (("prediction", classes), ("truth", truth)):
-        np.testing.assert_array_equal(layers[kind].convert("RGB"), colors.colorize(ids))
-    assert np.abs(np.asarray(layers["photo"], int) - photo).mean() < 6  # JPEG
+    assert [layer["name"] for layer in image["layers"]] == ["photo", "prediction", "truth"]
+    check_layers(image, photo, classes, truth)
     iou = metrics.scores(confusion_of(truth, classes, 19)).iou
-    present = {n: v for n, v in zip(colors.class_names, iou, strict=True) if np.isfinite(v)}
+    present = {
+        n: v
+        for n, v in zip(spec.TABLES["cityscapes"].class_names, iou, strict=True)
+        if np.isfinite(v)
+    }
     assert {c["name"]: c["iou"] for c in image["classes"]} == pytest.approx(present)
     page = drawn(found)
     figure = page.find(".//figure[@class='picture']")
@@ -425,16 +425,23 @@ def test_a_picture_is_photo_prediction_and_truth(trained, predicted, quick):
     assert texts(figure, "ul/li") == [f"{n} {100 * v:.1f}" for n, v in present.items()]
 
 
+def test_nothing_is_fetched(trained, quick):
+    page = drawn(figures(trained, images=1))
+    links = [e.get(k) for e in page.iter() for k in ("src", "href", "data") if e.get(k)]
+    assert len(links) == 3 and all(link.startswith("data:") for link in links)
+    assert {e.tag for e in page.iter()}.isdisjoint({"link", "iframe", "object", "base"})
+    assert page.find(".//meta[@http-equiv]").get("content").startswith("default-src 'none';")
+
+
 def test_large_pictures_are_embedded_smaller(trained, predicted, quick, monkeypatch):
     monkeypatch.setattr(examples, "MAX_SIDE", 50)
     (image,) = figures(trained, images=1)["images"]["shown"]
-    layers = {layer["name"]: decoded(layer["uri"]) for layer in image["layers"]}
-    assert (image["width"], image["height"]) == (50, 25)
-    assert [layer.size for layer in layers.values()] == [(50, 25)] * 3
-    _, _, classes, truth = max(predicted.values(), key=lambda found: found[0])
-    for name, ids in (("prediction", classes), ("truth", truth)):  # no class between two others
+    assert [image["width"], image["height"]] == [50, 25]
+    assert [layer.size for layer in layers(image)] == [(50, 25)] * 3
+    _, _, *maps = max(predicted.values(), key=lambda found: found[0])
+    for layer, ids in zip(layers(image)[1:], maps, strict=True):  # no class between two others
         colors = spec.TABLES["cityscapes"].colorize(ids).reshape(-1, 3).tolist()
-        shown = np.asarray(layers[name].convert("RGB")).reshape(-1, 3).tolist()
+        shown = np.asarray(layer.convert("RGB")).reshape(-1, 3).tolist()
         assert {*map(tuple, shown)} <= {*map(tuple, colors)}
 
 
@@ -556,13 +563,6 @@ def test_names_are_escaped_wherever_they_stand(tmp_path):
     for found, tree in ((one, page), (both, compared)):
         assert {"s", "u"}.isdisjoint(element.tag for element in tree.iter())
         assert report.draw(found).count("<script") == 1
-
-
-@pytest.mark.parametrize("note", ["<s>gone</s>"])
-def test_why_there_are_no_pictures_is_escaped(trained, monkeypatch, note):
-    monkeypatch.setattr(networks, "load_run", lambda *_: (_ for _ in ()).throw(OSError(note)))
-    page = drawn(figures(trained))
-    assert f"No pictures: {note}" in texts(page, ".//p[@class='note']")
 
 
 @pytest.mark.parametrize(
@@ -730,13 +730,8 @@ def test_the_images_on_which_runs_differ_most(pair, predicted):
     chosen = sorted(predicted, key=lambda name: -abs(np.subtract(*mious[name])))[:3]
     found = figures(*pair, images=3)
     assert [image["name"] for image in found["images"]["shown"]] == chosen
-    colors = spec.TABLES["cityscapes"]
     for image in found["images"]["shown"]:
-        photo, *ids = maps[image["name"]]
-        shown, *layers = (decoded(layer["uri"]) for layer in image["layers"])
-        assert np.abs(np.asarray(shown, int) - photo).mean() < 6  # JPEG
-        for layer, classes in zip(layers, ids, strict=True):
-            np.testing.assert_array_equal(layer.convert("RGB"), colors.colorize(classes))
+        check_layers(image, *maps[image["name"]])
     page = drawn(found)
     expected = []
     for a, b in map(mious.get, chosen):
@@ -749,12 +744,12 @@ def test_the_images_on_which_runs_differ_most(pair, predicted):
 
 def test_why_runs_have_no_pictures_together(pair, monkeypatch, capsys):
     def fail(*_):
-        raise FileNotFoundError("no data here;\nset it")
+        raise FileNotFoundError("no <s> here;\nset it")
 
     monkeypatch.setattr(networks, "load_run", fail)
-    images = figures(*pair)["images"]
-    assert (images["shown"], images["note"]) == ([], "No pictures: no data here; set it")
-    assert "no pictures: no data here; set it\n" in capsys.readouterr().out
+    page = drawn(figures(*pair))
+    assert texts(page, ".//section[@id='images']/*")[1:] == ["No pictures: no <s> here; set it"]
+    assert "no pictures: no <s> here; set it\n" in capsys.readouterr().out
 
 
 def test_equal_runs_in_folders_of_one_name(tmp_path):

@@ -25,14 +25,14 @@ FAILURES = (ValueError, OSError, ImportError, jax.errors.JaxRuntimeError)
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An image of the evaluated split.
+    """Holds an image of the evaluated split and what a run makes of it.
 
     Attributes:
-        name: Of the example.
-        miou: Over the classes that its truth or prediction holds.
-        iou: By class name, of those.
-        photo: RGB.
-        truth: Train ids or 255.
+        name: The name of the example.
+        miou: The mean IoU over the classes that its truth or prediction holds, a share.
+        iou: The IoU of each of those, by class name.
+        photo: The image, RGB.
+        truth: Train ids, or 255.
         prediction: Train ids.
     """
 
@@ -46,13 +46,13 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-    """An image that several runs were evaluated on.
+    """Holds an image that several runs were evaluated on, and what each makes of it.
 
     Attributes:
-        name: Of the example.
-        photo: RGB.
-        truth: Train ids or 255.
-        predictions: By run, the image's own mIoU and the train ids.
+        name: The name of the example.
+        photo: The image, RGB.
+        truth: Train ids, or 255.
+        predictions: The image's own mIoU and the train ids, by the name of the run.
     """
 
     name: str
@@ -65,7 +65,7 @@ Examined = Iterator[tuple[int, np.ndarray, Label]]
 
 
 def _examiner(run: runs.Run, root: str | None) -> tuple[Dataset, Callable[[Dataset], Examined]]:
-    """The evaluated split, and a function that predicts it, or a part of it, as it was evaluated.
+    """Loads the evaluated split, and makes a function that predicts it, or a part of it, as it was evaluated.
 
     That gives of each example its index, its confusion int64 [k, k] and its class map, which is padded where sizes vary.
     """
@@ -102,7 +102,7 @@ def best_and_worst(run: runs.Run, count: int, root: str | None = None) -> tuple[
     """Predicts the evaluated split once more, as it was evaluated.
 
     Args:
-        run: With an evaluation.
+        run: A run with an evaluation.
         count: How many pictures.
         root: The data set's folder, if it has moved.
 
@@ -147,7 +147,7 @@ def best_and_worst(run: runs.Run, count: int, root: str | None = None) -> tuple[
 def most_different(
     group: Sequence[runs.Run], count: int, root: str | None = None
 ) -> list[Contrast]:
-    """The images on which the mIoU of runs is farthest apart, the farthest first.
+    """Finds the images on which the mIoU of runs is farthest apart, the farthest first.
 
     Args:
         group: Runs that were evaluated on the same split.
