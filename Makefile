@@ -11,7 +11,7 @@ lint:
 	$(PYTHON) -m ruff format --check .
 
 test:
-	$(PYTHON) -m pytest -q -n 2 --dist loadfile
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile --durations=40
 
 smoke:  ## two minutes of training without any data
 	$(PYTHON) -m rtseg_jax.main --config=configs/eacnet.py:streets --workdir=/tmp/rtseg_smoke

@@ -1,12 +1,12 @@
-"""Your own data: --config=configs/folder.py:eacnet_dabnet --config.input.root=DIR, see rtseg_jax/data/folder.py for DIR.
+"""Your own data: --config=configs/folder.py:eacnet_dabnet --config.input.root=DIR, see rtseg_jax/data/sets/folder.py for DIR.
 
 A recipe of ours, from scratch or from a backbone's ImageNet weights (--config.init_from.file); the network and its loss
 are those of its paper. Arguments: any variant of models.VARIANTS, then full | smoke.
 
     all frames of one size     nothing to set; crops of 512x512, padded where a frame is smaller
     frames of many sizes       --config.input.canvas=1024,1024 --config.eval.multiple=32
-    rare classes               --config.loss.class_weights=..., which check_data prints (not for affnet and carnet_*)
-    affnet                     needs --config.loss.pixel_counts=..., which check_data prints too
+    rare classes               --config.loss.class_weights=..., which rtseg check prints (not for affnet and carnet_*)
+    affnet                     needs --config.loss.pixel_counts=..., which rtseg check prints too
 """
 
 import ml_collections
