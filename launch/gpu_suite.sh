@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What one GPU shows in parts of less than nine minutes, on a machine without network, TensorFlow or ml_collections.
+# What one GPU shows in parts of less than nine minutes (quick: ten), on a machine without network, TensorFlow or ml_collections.
 #
+#   launch/gpu_suite.sh quick              ten minutes: speed against PyTorch, training steps, EACNet-DAB on CamVid
 #   launch/gpu_suite.sh tests              the networks, operations and frozen programs, tested on the GPU
 #   launch/gpu_suite.sh ops                every operation in every form; sets of XLA flags on one network
 #   launch/gpu_suite.sh bench NET...       ours against PyTorch, inference and training; one network fills a part
@@ -16,8 +17,8 @@
 # Wheels in launch/wheels ($WHEELS) are unpacked beside the suite, nothing is installed.
 set -euo pipefail
 case ${1:-} in
-  tests | ops | bench | camvid | recipes) ;;
-  *) sed -n '2,17s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
+  quick | tests | ops | bench | camvid | recipes) ;;
+  *) sed -n '2,18s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
 esac
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -56,6 +57,32 @@ run_tests() {
   JAX_DEFAULT_MATMUL_PRECISION=highest limit 520 \
     "$PYTHON" -m pytest -q -o filterwarnings=default -p no:cacheprovider "${chosen[@]}" 2>&1 |
     tee "$OUT/tests.log"
+}
+
+# Each answer is a line in $OUT as soon as it is known; a cut at any second loses the question in hand alone. The class
+# maps of ours and of PyTorch's are compared before either is timed. $EPOCHS of CamVid fit the time that is left.
+run_quick() {
+  local networks=(eacnet_dabnet eacnet_erfnet erfnet asap affnet fast_scnn carnet_mobilenet) status=0
+  local end=$((SECONDS + 580)) size=512x1024 dtype=bfloat16 variant=cuda_graph rounds=3 seconds=0.3 crops=16 crop=360x480
+  if [[ $TINY ]]; then
+    networks=(fast_scnn) size=32x64 dtype=float32 variant=channels_last rounds=1 seconds=0.01 crops=2 crop=32x64
+  fi
+  local common=(--resume "--rounds=$rounds" "--seconds=$seconds" "--output=$OUT/gpu.jsonl" "--dtype=$dtype"
+    "--backend=jax,torch")
+  for network in "${networks[@]}"; do
+    limit 45 "$PYTHON" -m rtseg_jax bench --models="$network" --sizes=$size --torch_variants=$variant \
+      --mode=throughput,latency "${common[@]}" > "$scratch/table" || status=$?
+  done
+  for network in "${networks[0]}" "${networks[@]:3:2}"; do
+    limit 100 "$PYTHON" -m rtseg_jax bench --models="$network" --sizes=$crop --train_batch_size=$crops \
+      --torch_variants=channels_last --mode=train "${common[@]}" > "$scratch/table" || status=$?
+  done
+  cat "$OUT/gpu.md"
+  local camvid=camvid_best:eacnet_dabnet,trainval
+  if [[ $TINY ]]; then camvid=camvid_best:fast_scnn,trainval; fi
+  seconds=$((end - SECONDS - 60)) # the rest is the evaluation's
+  CAMVID_SECONDS=$((seconds > 30 ? seconds : 30)) run_camvid $camvid --config.dtype=$dtype --config.num_epochs="${EPOCHS:-300}" --config.checkpoint_every=1000 || status=$?
+  return "$status"
 }
 
 run_ops() {
@@ -128,12 +155,13 @@ PYTHON
 
 run_camvid() {
   local config=${1:-eacnet:dabnet,camvid} run status=0
+  local more=("${@:2}")
   run=$RUNS/${config//[^[:alnum:]]/_}
   mkdir -p "$RUNS"
   unpack_camvid
   # SIGTERM lets the run save.
-  limit 500 "$PYTHON" -m rtseg_jax.main --config="$config" --config.input.mode=resident \
-    --config.input.root="$scratch/camvid" --workdir="$run" "${tiny[@]}" | tee "$OUT/camvid.log" || status=$?
+  limit "${CAMVID_SECONDS:-500}" "$PYTHON" -m rtseg_jax.main --config="$config" --config.input.mode=resident \
+    --config.input.root="$scratch/camvid" --workdir="$run" "${more[@]}" "${tiny[@]}" | tee "$OUT/camvid.log" || status=$?
   cp "$run"/{config.json,metrics.jsonl} "$OUT/"
   if ((status)); then return "$status"; fi
   cp "$run/evaluation.json" "$OUT/"

@@ -1,11 +1,13 @@
 """What is started elsewhere: the GPU suite and what travels to it, jobs of several processes."""
 
+import json
 import os
 import pathlib
 import re
 import runpy
 import shutil
 import subprocess
+import sys
 import sysconfig
 import time
 
@@ -73,8 +75,30 @@ def test_suite_names_its_parts(part):
         ["bash", str(LAUNCH / "gpu_suite.sh"), *part], capture_output=True, text=True, check=False
     )
     assert result.returncode == 2
-    for name in ("tests", "ops", "bench NET...", "camvid CONFIG", "recipes REGEX"):
+    for name in ("quick", "tests", "ops", "bench NET...", "camvid CONFIG", "recipes REGEX"):
         assert f"launch/gpu_suite.sh {name}" in result.stderr
+
+
+def test_ten_minutes_of_a_gpu_in_small(tmp_path):
+    """Everything that `quick` does, on a CPU: the lines of the clock, a training, its weights and its score."""
+    environment = {**os.environ, "TINY": "1", "OUT": str(tmp_path), "PYTHON": sys.executable}
+    environment |= {"JAX_PLATFORMS": "cpu", "WHEELS": str(tmp_path / "none")}
+    environment.pop("XLA_FLAGS", None)
+    done = subprocess.run(
+        ["bash", str(LAUNCH / "gpu_suite.sh"), "quick"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert {(line["backend"], line["mode"]) for line in lines if "ms" in line} == {
+        (backend, mode)
+        for backend in ("jax", "torch")
+        for mode in ("throughput", "latency", "train")
+    }
+    assert (tmp_path / "weights.msgpack").stat().st_size > 1e6
+    assert json.loads((tmp_path / "evaluation_test.json").read_text())["images"] == 4
 
 
 SCRIPTS = (*LAUNCH.glob("*.sh"), LAUNCH.parent / ".ci" / "run")
