@@ -236,7 +236,7 @@ def check(config: ml_collections.ConfigDict, part: str = "") -> None:
     """Refuses what no run could be made with.
 
     Args:
-        config: Of a run.
+        config: A run's config.
         part: What the keys that are looked at begin with, such as "input."; all of them by default.
 
     Raises:

@@ -52,7 +52,7 @@ def class_table(
     """The classes of a dataset, without its images.
 
     Args:
-        name: As in `load`.
+        name: Name of the data set, as in `load`.
         root: Where a folder has its classes file.
         classes: Another classes file of a folder, as in `load`.
 
@@ -94,8 +94,8 @@ def load(
         annotation: Which labels, or how they are read: cityscapes "fine" or "coarse", camvid "merged" or "strict",
             nyuv2 "from_0" or "from_1", folder "ids" or "colors"; "" for the first.
         classes: The classes file of a folder, if it is not ROOT/classes.txt or .json.
-        label_map: Of a folder: (raw value, class or 255), ...; () for labels that hold the classes' numbers.
-        ignore: Of a folder: the raw value of pixels that do not count.
+        label_map: For a folder: (raw value, class or 255), ...; () for labels that hold the classes' numbers.
+        ignore: For a folder: the raw value of pixels that do not count.
         size: (h, w) in pixels that streets are drawn at, and that others are resized to; None keeps
             the files' own.
         patches: (rows, columns, h, w): a grid of crops of h x w pixels instead of each image.

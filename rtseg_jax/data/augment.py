@@ -138,7 +138,7 @@ def augment(
         labels: Train ids, 255 = ignore; `OUTSIDE` beyond frames that are smaller than the array.
         indices: The examples' places in the data set.
         step: The step of training.
-        seed: Of the run.
+        seed: The run's seed.
         crop: (height, width) of what comes out, in pixels.
         scales: A scale is drawn from this set, unless `scale_range` is given.
         scale_range: A scale is drawn between these two.

@@ -140,7 +140,7 @@ def folder_pairs(
     Args:
         images: The folder of the images.
         labels: The folder of the labels.
-        *endings: Of the images' names; a missing one is expected with the first.
+        *endings: Endings of the images' names; a missing one is expected with the first.
         advice: What to do about a missing file.
 
     Raises:
@@ -169,11 +169,11 @@ def of_files(
     Args:
         table: The classes.
         split: Which split it is.
-        names: Of the examples.
+        names: The examples' names.
         pairs: Their files.
-        lut: As of `read_pair`.
-        hint: As of `read_pair`.
-        upright: As of `read_image`.
+        lut: Raw value of a label -> train id; see `read_pair`.
+        hint: What to do about a raw value that has no class; see `read_pair`.
+        upright: Whether the image is turned as its EXIF orientation says.
     """
     return Dataset(
         table=table,
@@ -362,11 +362,11 @@ def read_pair(
     """Reads an image (uint8 [h,w,3]) and its label (uint8 [h,w], train ids or 255).
 
     Args:
-        image_path: Of the image.
-        label_path: Of the label.
+        image_path: The image's file.
+        label_path: The label's file.
         lut: Raw value -> train id (see `read_label`), or RGB -> train id (see `read_color_label`).
         hint: What to do about a label that has other values.
-        upright: As of `read_image`.
+        upright: Whether the image is turned as its EXIF orientation says.
 
     Raises:
         DataError: as `read_image` and the label's reader, or the two differ in size.

@@ -69,7 +69,7 @@ def batch_indices(
     """Which of `n` examples make up the batch of a training step.
 
     Args:
-        seed: Of the order.
+        seed: Seed of the order.
         step: Counted from 0 over all epochs; an epoch has n // batch_size steps.
         n: Number of examples.
         batch_size: Global batch size.
@@ -161,7 +161,7 @@ class Resident:
 
         Args:
             dataset: All its examples must have one size.
-            sharding: Of the arrays [n,h,w,...]: replicated, or split along n (padded to divide).
+            sharding: How the arrays [n, h, w, ...] lie on the devices: replicated, or split along n (padded to divide).
                 None replicates over all devices.
             progress: Called with (examples loaded, all) after each one.
             chunk_elements: No array gets more elements; indices into larger ones overflow 32 bits.
@@ -278,7 +278,7 @@ class Streaming:
 
         Args:
             dataset: The examples; all must have one size, unless the batches are of one.
-            seed: Of the order, as in `batch_indices`.
+            seed: Seed of the order, as in `batch_indices`.
             batch_size: Global batch size; the batches hold this process' part of it.
             start_step: The step of the first batch.
             num_steps: How many batches follow.

@@ -193,10 +193,10 @@ def patches(dataset: Dataset, rows: int, columns: int, height: int, width: int) 
 
     Args:
         dataset: Any dataset.
-        rows: Of the grid.
-        columns: Of the grid.
-        height: Of a patch, in pixels.
-        width: Of a patch, in pixels.
+        rows: Rows of the grid.
+        columns: Columns of the grid.
+        height: Height of a patch in pixels.
+        width: Width of a patch in pixels.
 
     Raises:
         ValueError: a grid or a patch without extent. Loading raises DataError where an image is smaller than a patch.

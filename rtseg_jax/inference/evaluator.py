@@ -25,7 +25,7 @@ def evaluate(
 
     Args:
         eval_step: (images, labels, mask) -> (confusion, class maps).
-        batches: Of (images, labels, mask, indices), the last one padded and masked.
+        batches: Tuples (images, labels, mask, indices), the last one padded and masked.
         num_classes: k.
         keep: Indices of the examples whose class maps are wanted.
         visit: Called with the index and the class map of every example.

@@ -43,7 +43,7 @@ def load_run(workdir: pathlib.Path, which: str = "best") -> tuple[ConfigDict, An
     """Reads a finished or running run: its config, network, variables and the step they are from.
 
     Args:
-        workdir: Of the run.
+        workdir: The run's folder.
         which: "best" (by mIoU on the evaluation split), "latest", or a step.
 
     Raises:
@@ -147,7 +147,7 @@ def view(
     """How frames come to a run's network.
 
     Args:
-        config: Of the run.
+        config: The run's config.
         size: (h, w) that it sees; OWN for the frames' own; None as the run was evaluated.
         multiple: Pads to multiples of so many pixels, 0 or 1 never; None as the run was evaluated.
         max_pixels: Larger frames are shrunk where no size is named.
@@ -174,7 +174,7 @@ def classifier(
     """A function from uint8 frames [b, h, w, 3] to uint8 class maps [b, h, w] by frozen networks.
 
     Args:
-        model: Of models.create.
+        model: The network, as models.create makes it.
         variables: {"params", "batch_stats"}.
         seen: (h, w) of frames -> (h, w) that the network sees at scale 1, or None for the frames' own.
         scales: Factors of that size; probabilities are averaged over them.

@@ -27,9 +27,9 @@ def legend(table: ClassTable, shown: tuple[int, ...], width: int) -> Image3:
     """A strip of coloured squares with the names of classes, in as many lines as they need.
 
     Args:
-        table: Of the classes.
+        table: The classes' names and colours.
         shown: Their train ids.
-        width: Of the strip in pixels; it is wider where not even one name fits.
+        width: Width of the strip in pixels; it is wider where not even one name fits.
     """
     unit = max(1, width // _READABLE)
     font = ImageFont.load_default(10 * unit)

@@ -142,12 +142,12 @@ def program(
     multiply-add. What only training or a parameter count needs is left behind.
 
     Args:
-        model: Of models.create.
+        model: The network, as models.create makes it.
         variables: {"params", "batch_stats"}.
         mean: RGB, in units of [0, 255], as in training.
         std: RGB, in units of [0, 255], as in training.
         size: (h, w) that the network sees; None for the frames' own.
-        dtype: Of the computation; logits and their upsampling are float32.
+        dtype: The type that is computed in; logits and their upsampling are float32.
         output: "classes", a uint8 class map [b, h, w]; "logits", float32 [b, h, w, k] at the frames' size; or
             "scores", float32 at the network's own stride.
 
@@ -216,7 +216,7 @@ def freeze(
     """Compiles a trained network for frames of one shape, ahead of time.
 
     Args:
-        model: Of models.create.
+        model: The network, as models.create makes it.
         variables: {"params", "batch_stats"}.
         shape: (batch, h, w) of the frames.
         device: Where it runs; the first one by default.

@@ -91,7 +91,7 @@ class AttentionFeatureFusion(nn.Module):
     Attributes:
         fusion: How the attention branch and the pooling branch do so: "concat_ewa" is the paper's.
         final: How the two branches meet, "concat" or "add".
-        attention_residual: Of the CBAMs, as is `reduction`.
+        attention_residual: Whether the CBAMs add their input; `reduction` narrows their hidden layer.
     """
 
     fusion: str = "concat_ewa"
@@ -191,10 +191,10 @@ class AFFNet(nn.Module):
         attention_residual: Add each CBAM's input to its result.
         cbam_reduction: Channels over those of CBAM's hidden layer.
         downsample: "lightweight", or Fast-SCNN's own "fast_scnn".
-        groups: Of the lightweight downsampling's 1x1 convolutions: 1, 2, 4 or 8.
+        groups: Groups of the lightweight downsampling's 1x1 convolutions: 1, 2, 4 or 8.
         deep: The deep branch, as "paper-table" or as "text" has it.
         dropout: Rate before the last convolution.
-        dtype: Of the computation; parameters, statistics and logits are float32.
+        dtype: The type that is computed in; parameters, statistics and logits are float32.
     """
 
     num_classes: int
@@ -259,7 +259,7 @@ def loss(
         offset: c of Eq. 4, 1.02 in the paper.
         ce_weight: Weight of the cross-entropy, 0.5 in the paper.
         kind: "owfl", the paper's; any other is a kind of losses.segmentation_loss, to compare with.
-        **others: Of losses.segmentation_loss.
+        **others: Arguments of losses.segmentation_loss.
 
     Returns:
         The loss and its terms by name.

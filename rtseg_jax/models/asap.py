@@ -85,7 +85,7 @@ def different_norms(
 
     Args:
         x: The map.
-        axes: Of the layer normalisation: "chw", or "c", each cell by itself.
+        axes: What the layer normalisation averages over: "chw", or "c", each cell by itself.
     """
     dtype, x = x.dtype, x.astype(jnp.float32)
     mean = jnp.mean(x, (1, 2), keepdims=True)
@@ -108,7 +108,7 @@ class FeatureFusionDifferentNorms(nn.Module):
         features: Output channels.
         norm: "ffdn", or one of the two alone, "ln" or "in" (Table II).
         mix: How the two meet: "concat", "sum", or U-GAT-IT's learned "rho".
-        axes: Of the layer normalisation, see different_norms.
+        axes: What the layer normalisation averages over, see different_norms.
     """
 
     features: int
@@ -207,10 +207,10 @@ class ASAP(nn.Module):
         conv_blocks: Channels of the 3x3 blocks before the classifier.
         norm_mix: How FFDN's two norms meet: "concat", "sum" or "rho".
         layer_norm_axes: "chw" or "c".
-        general_residual: Of the fusion "general".
+        general_residual: Whether the fusion "general" adds its input.
         attention_reduction: Channels over those of queries and keys.
         attention_gamma: Weight the attention by a parameter that starts at 0.
-        dtype: Of the computation; parameters, statistics and logits are float32.
+        dtype: The type that is computed in; parameters, statistics and logits are float32.
     """
 
     num_classes: int

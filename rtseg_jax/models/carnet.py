@@ -126,8 +126,8 @@ class CARNet(nn.Module):
         global_hidden: Channels between the two convolutions of the global feature; 0 leaves one convolution.
         dropout: Rate on the trunk's maps at 1/32 and 1/16.
         frozen_statistics: The trunk's BatchNorms use their running statistics under train too, and keep them.
-        expand_first: Of MobileNetV2, with the 1x1 convolution that published weights lack.
-        dtype: Of the computation; parameters, statistics and logits are float32.
+        expand_first: Whether MobileNetV2 has the first 1x1 convolution, which published weights lack.
+        dtype: The type that is computed in; parameters, statistics and logits are float32.
     """
 
     num_classes: int

@@ -60,7 +60,7 @@ class EACNet(nn.Module):
         backbone: "erfnet" (the encoder) or "dabnet" (the whole network before its classifier).
         attention: "self_calibration", "non_local" or "none".
         dropout: ERFNet's two rates; DABNet has no dropout.
-        dtype: Of the computation; parameters, statistics and logits are float32.
+        dtype: The type that is computed in; parameters, statistics and logits are float32.
     """
 
     num_classes: int

@@ -91,7 +91,7 @@ def trace(
 
     Args:
         model: Any network of ours, or a backbone; called as model(image, train=...).
-        size: Of the image, (h, w).
+        size: Size of the image, (h, w) in pixels.
         train: Count what only the loss needs too (auxiliary classifiers).
         variables: From variable_shapes, when they are known already.
 
@@ -191,7 +191,7 @@ class Rule:
 
     Attributes:
         norm: Operations of a BatchNorm for each value.
-        bias: Of a bias for each output: 1, or "channels", the convolution's input channels.
+        bias: What a bias costs for each output: 1, or "channels", the convolution's input channels.
         products: Whether the matrix products of an attention count.
         train: Whether what only the loss needs counts too.
         modules: What the calls of other classes cost, by class name.

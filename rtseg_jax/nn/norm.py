@@ -79,7 +79,7 @@ class BatchNorm(nn.Module):
 
     Attributes:
         momentum: Weight of the old running statistics: 0.9 is torch's 0.1. The running variance is the biased one.
-        dtype: Of the output; statistics are float32.
+        dtype: The type of the output; statistics are float32.
     """
 
     epsilon: float

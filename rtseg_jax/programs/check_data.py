@@ -39,7 +39,7 @@ class Example:
     Attributes:
         size: (h, w) in pixels.
         counts: Pixels of each value of the label, int64 [256].
-        digest: Of the image's size and pixels, whatever file format held them.
+        digest: Hash of the image's size and pixels, whatever file format held them.
     """
 
     size: tuple[int, int]

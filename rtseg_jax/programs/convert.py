@@ -29,9 +29,9 @@ def convert(
     Args:
         source: See the module.
         target: See the module.
-        variant: Of models.create; a run knows its own.
-        num_classes: Of the network in `source`; a run knows its own.
-        checkpoint: Of a run: best, latest or a step.
+        variant: Name of the network in models.VARIANTS; a run knows its own.
+        num_classes: How many classes the network has in `source`; a run knows its own.
+        checkpoint: Which weights of a run: best, latest or a step.
 
     Raises:
         ValueError: see load_torch; or variant and num_classes are missing; or a target that is a folder.

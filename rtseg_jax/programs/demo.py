@@ -63,7 +63,7 @@ class Kept:
     """A checkpoint that can be chosen.
 
     Attributes:
-        workdir: Of its run.
+        workdir: The folder of its run.
         step: That it is of.
         label: The run's name, the step, the mIoU that it was kept with, and the network.
     """
@@ -115,9 +115,9 @@ class Prediction:
 
     Attributes:
         ids: Class map of the frame's size.
-        table: Of the classes.
+        table: The classes' names and colours.
         network: Its name.
-        step: Of the checkpoint.
+        step: The checkpoint's step.
         seen: (h, w) that the network saw.
         milliseconds: From the frame on the host to the class map on the host, the median of `calls`.
         calls: How many were timed.
@@ -154,7 +154,7 @@ def predictor(
     Args:
         size: (h, w) that networks see; "own" for the frames' own; None as their runs were evaluated.
         max_pixels: Larger frames are shrunk for the network.
-        dtype: Of the computation.
+        dtype: The type that is computed in.
     """
     turn = threading.Lock()
 
@@ -324,8 +324,8 @@ def page(
 
     Args:
         gradio: The module.
-        workdirs: Of the runs.
-        predict_frame: Of predictor().
+        workdirs: The runs' folders.
+        predict_frame: What predictor() returns.
         folder: For what can be downloaded, and the examples.
 
     Raises:
@@ -484,11 +484,11 @@ def serve(
     """Serves the page until KeyboardInterrupt.
 
     Args:
-        workdirs: Of the runs.
+        workdirs: The runs' folders.
         host: That it listens on.
         port: That it listens on; None for the first free one of PORTS.
         browser: Whether one is opened.
-        **options: Of predictor().
+        **options: Arguments of predictor().
 
     Raises:
         ValueError: no gradio, or as of kept() and free_port().

@@ -56,7 +56,7 @@ def stablehlo(
     """Serialises a program for jax.export.deserialize.
 
     Args:
-        program: Of infer.program.
+        program: The function that program() of inference makes.
         size: (h, w) of the frames in pixels.
         batch: Frames per call; None leaves it to the call.
         platforms: Where it can run, of PLATFORMS.
@@ -237,14 +237,14 @@ def export_run(
     """Writes a checkpoint of a run as one file, after comparing it with the network.
 
     Args:
-        workdir: Of the run.
+        workdir: The run's folder.
         format: "stablehlo", "onnx" or "safetensors"; the last has neither of the following but `output` and `which`.
         output: The file. It appears once it is whole and checked; one of that name is replaced.
         size: (h, w) of the frames in pixels; None takes the size that the config gives for them. The network sees
             them at the config's eval.size, or as they are where it names none.
         batch: Frames per call; None leaves it to the call.
-        dtype: Of the computation.
-        platforms: Of stablehlo, where it can run.
+        dtype: The type that is computed in.
+        platforms: Platforms that a StableHLO file can run on.
         which: "best", "latest" or a step.
 
     Raises:

@@ -54,9 +54,9 @@ def summarise(variant: str, num_classes: int, size: tuple[int, int]) -> dict[str
     """One network: what it has and costs, and what its paper prints for these classes and this size.
 
     Args:
-        variant: Of models.create.
-        num_classes: Of models.create.
-        size: Of the image, (h, w).
+        variant: Name of the network in models.VARIANTS.
+        num_classes: How many classes the network tells apart.
+        size: Size of the image, (h, w) in pixels.
 
     Returns:
         params and macs are exact, attention_macs is the part of macs that is an attention's two products. What the

@@ -78,8 +78,8 @@ class Program(nn.Module):
 
     Args:
         network: What create() returns; it is cast to `dtype`.
-        mean: Of the normalisation, RGB in units of [0, 255].
-        std: Of the normalisation, RGB in units of [0, 255].
+        mean: Mean of the normalisation, RGB in units of [0, 255].
+        std: Deviation of the normalisation, RGB in units of [0, 255].
         size: (h, w) that the network sees, bilinear; None for the frames' own.
         dtype: The type that the network computes in; logits and their upsampling are float32.
         layout: Memory format of the image that the network is given.

@@ -22,7 +22,7 @@ class ConvolutionalBlockAttention(nn.Module):
     """CBAM: channel attention, then spatial attention (Eqs. 1 and 2, Fig. 4).
 
     Args:
-        channels: Of the input.
+        channels: Channels of the input.
         reduction: Channels over those of the hidden layer.
         residual: Add the input to the result.
     """
@@ -51,11 +51,11 @@ class AttentionFeatureFusion(nn.Module):
     """AFFM: an attention branch and a pooling branch over four maps (Figs. 3, 5 and 6a, Table I).
 
     Args:
-        channels: Of the four maps.
+        channels: Channels of the four maps.
         fusion: "concat_ewa", "ewa_concat", "ewa" or "concat".
         final: "concat" or "add".
-        attention_residual: Of the CBAMs.
-        reduction: Of the CBAMs.
+        attention_residual: Whether the CBAMs add their input.
+        reduction: By how much the CBAMs narrow their hidden layer.
     """
 
     def __init__(
@@ -119,9 +119,9 @@ class PyramidFeatureFusion(nn.Module):
     """FPN+PAN (Table II, Fig. 6b): top down at 64 channels, bottom up at 96.
 
     Args:
-        channels: Of the four maps.
-        attention_residual: Of the CBAMs.
-        reduction: Of the CBAMs.
+        channels: Channels of the four maps.
+        attention_residual: Whether the CBAMs add their input.
+        reduction: By how much the CBAMs narrow their hidden layer.
     """
 
     def __init__(self, channels: Sequence[int], attention_residual: bool, reduction: int):
@@ -223,7 +223,7 @@ class AFFNet(_Network):
         attention_residual: Add each CBAM's input to its result.
         cbam_reduction: Channels over those of CBAM's hidden layer.
         downsample: "lightweight" or "fast_scnn".
-        groups: Of the lightweight downsampling's 1x1 convolutions.
+        groups: Groups of the lightweight downsampling's 1x1 convolutions.
         deep: "paper-table" or "text".
         dropout: Rate before the last convolution.
 

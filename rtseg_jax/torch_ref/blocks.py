@@ -20,12 +20,12 @@ class ConvBatchNorm(nn.Module):
     """A convolution of odd kernel size, its BatchNorm, an optional activation.
 
     Args:
-        channels: Of the input.
-        features: Of the output.
+        channels: Channels of the input.
+        features: Channels of the output.
         kernel_size: Side of the kernel; the padding keeps the size at stride 1.
-        stride: Of the convolution.
-        dilation: Of the kernel.
-        groups: Of the convolution; as many as channels make it depth-wise.
+        stride: Stride of the convolution.
+        dilation: Dilation of the kernel.
+        groups: Groups of the convolution; as many as channels make it depth-wise.
         bias: Whether the convolution has one.
         activation: Applied last.
     """
@@ -66,12 +66,12 @@ class InvertedResidual(nn.Module):
     """Expansion, depth-wise 3x3, linear projection (MobileNetV2), plus the input where shapes agree.
 
     Args:
-        channels: Of the input.
-        features: Of the output.
-        stride: Of the depth-wise convolution.
+        channels: Channels of the input.
+        features: Channels of the output.
+        stride: Stride of the depth-wise convolution.
         expansion: Channels of the depth-wise convolution over those of the input.
         expand: False leaves the first 1x1 convolution out.
-        activation: Of the first two convolutions.
+        activation: What follows the first two convolutions.
     """
 
     def __init__(

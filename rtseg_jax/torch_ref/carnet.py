@@ -39,7 +39,7 @@ class ContextualAttentionRefinement(nn.Module):
 
     Args:
         num_classes: Length of the semantic vector.
-        channels: Of both inputs.
+        channels: Channels of both inputs.
         hidden: Channels after W.
         attention_hidden: Channels after W1.
         semantic_hidden: Channels after W3.
@@ -82,7 +82,7 @@ class CARNet(nn.Module):
         global_hidden: Channels between the global feature's two convolutions; 0 for one convolution.
         dropout: Rate on the encoder's maps at 1/32 and 1/16.
         frozen_statistics: Keep the encoder's BatchNorms in evaluation mode.
-        expand_first: Of MobileNetV2.
+        expand_first: Whether MobileNetV2 has the first 1x1 convolution, which published weights lack.
 
     Raises:
         ValueError: unknown backbone, or an impossible number of modules.

@@ -53,9 +53,9 @@ class ShuffleNetUnit(nn.Module):
     """ShuffleNet's unit with stride 2: a bottleneck beside a 3x3 average pool.
 
     Args:
-        channels: Of the input, all of which the pool passes on.
-        features: Of the output.
-        groups: Of both 1x1 convolutions.
+        channels: Channels of the input, all of which the pool passes on.
+        features: Channels of the output.
+        groups: Groups of both 1x1 convolutions.
     """
 
     def __init__(self, channels: int, features: int, groups: int = 1):
@@ -111,7 +111,7 @@ class FastSCNNBackbone(nn.Module):
 
     Args:
         downsample: "fast_scnn" or AFFNet's "lightweight".
-        groups: Of the lightweight one's 1x1 convolutions.
+        groups: Groups of the lightweight one's 1x1 convolutions.
         deep: The nine widths and two strides, "paper-table" or "text".
 
     Raises:

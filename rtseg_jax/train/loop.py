@@ -388,9 +388,9 @@ def _check_and_log(
         window: What these steps logged.
         done: The last of them.
         log_every: Steps whose number this divides are written down.
-        writers: Of metrics.jsonl and TensorBoard.
+        writers: What writes metrics.jsonl and TensorBoard events.
         progress: The bar.
-        inspect: Of the state and a step: keeps what is to be looked at, and names it.
+        inspect: A function of the state and a step that keeps what is to be looked at, and names it.
         state: After these steps.
 
     Raises:

@@ -28,7 +28,7 @@ def poly(
     Args:
         lr: The rate at t = 0.
         total_steps: All steps, the warm-up included.
-        power: Of the decay.
+        power: Exponent of the decay.
         steps_per_update: 1 lets the rate fall every step; the steps of an epoch let it fall once an epoch.
         warmup_steps: During these the rate rises linearly from warmup_start * lr to lr.
         warmup_start: Fraction of lr.
@@ -67,9 +67,9 @@ def make_schedule(
         total_steps: All steps of the run.
         steps_per_epoch: Needed by per="epoch".
         per: "step" or "epoch": how often the rate changes. Only poly knows "epoch".
-        power: Of poly.
-        decay: Of step: what the rate is multiplied with.
-        every_epochs: Of step: after so many epochs, counted from the first step of the run, it is.
+        power: Exponent of kind="poly".
+        decay: With kind="step", what the rate is multiplied with.
+        every_epochs: With kind="step", how many epochs lie between two such decays, counted from the first step of the run.
         warmup_steps: Length of the warm-up.
         warmup_start: Where the warm-up begins, as a fraction of lr.
 
@@ -187,10 +187,10 @@ def make_optimizer(
         params: The parameters (or their shapes), for the groups.
         schedule: step -> learning rate.
         name: "adam" and "sgd" add L2 to the gradient before everything else; "adamw" decays after Adam's division.
-        betas: Of Adam.
-        eps: Of Adam.
-        momentum: Of SGD (no dampening, no Nesterov).
-        weight_decay: Of all parameters, BatchNorm's and biases included.
+        betas: Decay rates of Adam's running mean and mean square, two numbers in [0, 1).
+        eps: Added to the root of the mean square before dividing by it, as PyTorch does.
+        momentum: Weight of SGD's previous update; there is no dampening and no Nesterov step.
+        weight_decay: Coefficient of the L2 term, which applies to norms and biases too, unless a group says otherwise.
         groups: See group_factors.
 
     Raises:

@@ -24,7 +24,7 @@ class TrainState(flax.struct.PyTreeNode):
         step: Steps done, int32 scalar.
         params: The network's parameters, as one vector.
         batch_stats: Running means and variances, as one vector.
-        opt_state: Of optax.
+        opt_state: The optimizer's own state, as `tx.init` made it.
         ema: {"params", "batch_stats"} averaged over the steps, or None.
         skipped: {"steps", "in_a_row"}, how many steps were skipped for not being finite; None: none ever is.
     """
@@ -169,11 +169,11 @@ def train_step(
         loss_fn: (outputs, batch) -> (loss, {term: scalar}).
         tx: The optimizer.
         schedule: step -> learning rate, for the log.
-        seed: Of augmentation and dropout.
+        seed: Seed of augmentation and dropout.
         augmentation: Arguments of augment().
         ema_decay: Used when the state keeps an average.
         accumulate: Parts of a batch; b is a multiple of it.
-        class_weights: Of the loss, by which parts are weighed.
+        class_weights: Weights of the classes in the loss, by which parts are weighed.
         remat: Computes the network's activations again for the backward pass instead of keeping them.
 
     Returns:
@@ -248,7 +248,7 @@ def jit_train_step(mesh: Mesh, gather: Callable | None = None, **options: Any) -
     """Compiles train_step for a mesh: the state replicated and donated, the batch split.
 
     Args:
-        mesh: Of one axis, "data".
+        mesh: The devices, along one axis "data".
         gather: For a resident set: (arrays, indices) -> (images, labels), done inside the step.
         **options: Everything of train_step after its first four arguments.
 

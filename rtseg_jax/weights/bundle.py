@@ -16,7 +16,7 @@ def save(path: pathlib.Path, variables: Any, config: Mapping[str, Any], **facts:
     """Writes weights as safetensors, each under its path (params/backbone/.../kernel), and the config beside them.
 
     Args:
-        path: Of the file.
+        path: The file.
         variables: {"params", "batch_stats"} of arrays.
         config: The config that the network was trained by, as plain dictionaries.
         **facts: JSON values for the file's metadata; "classes", the names of the classes, is among them.

@@ -24,9 +24,9 @@ def read_classes(path: str | os.PathLike[str], name: str = "folder") -> spec.Cla
     """Reads a file of classes.
 
     Args:
-        path: Of lines `name` or `name R G B` (`#` begins a comment), or a .json list of names or of
+        path: A file of lines `name` or `name R G B` (`#` begins a comment), or a .json list of names or of
             {"name": ..., "color": [R, G, B]}. Classes without a colour get one of PASCAL VOC's colour map.
-        name: Of the table.
+        name: The table's name.
 
     Raises:
         FileNotFoundError: no such file.

@@ -62,7 +62,7 @@ def load(root: str | os.PathLike[str], split: str, annotation: str = "") -> spec
         root: The folder with train.nyu and val.nyu (or .txt; test.* wins over val.*), `image label` lines relative
             to the folder; or with nyu_depth_v2_labeled.mat, splits.mat and classMapping40.mat.
         split: train or test.
-        annotation: Of list files: "from_0", the default, for labels of 0-39 and 255 for unlabelled; "from_1" for 1-40
+        annotation: How list files count: "from_0", the default, for labels of 0-39 and 255 for unlabelled; "from_1" for 1-40
             and 0.
 
     Raises:

@@ -84,8 +84,8 @@ def load(
         name: cityscapes, or camvid in the SegNet distribution.
         root: TensorFlow Datasets' data_dir, which has NAME/CONFIG/VERSION; "" or None for its default,
             ~/tensorflow_datasets or what TFDS_DATA_DIR says.
-        split: As of the files.
-        annotation: Of cityscapes "fine", the default, or "coarse", which is the config semantic_segmentation_extra.
+        split: Name of the split, as the files have it.
+        annotation: For cityscapes, "fine", the default, or "coarse", which is the config semantic_segmentation_extra.
 
     Raises:
         ValueError: an unknown dataset, split or annotation; tensorflow-datasets is not installed.

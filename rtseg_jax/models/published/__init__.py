@@ -28,7 +28,7 @@ class Record:
         value: The number in `unit`, with the digits that are printed.
         unit: M (10^6), G (10^9), ms, frames/s or %.
         dataset: None where the number has none, or the paper does not say.
-        split: Of the data set.
+        split: Name of the data set's split.
         input_size: (h, w) in pixels.
         gpu: On which a time was measured; None where it was copied from elsewhere or is not stated.
         remark: What the table marks: TensorRT, multi-scale testing, extra coarse annotations.
@@ -70,12 +70,12 @@ class Reproduction:
         table: See paper.
         row: See paper.
         metric: See paper.
-        variant: Of models.create.
-        options: Of models.create, where they differ from the variant's.
-        num_classes: Of the counted network.
-        size: Of the counted image, (h, w); None for parameters.
+        variant: Name of the network in models.VARIANTS.
+        options: Options of the network, where they differ from the variant's.
+        num_classes: How many classes the counted network has.
+        size: Size of the counted image, (h, w); None for parameters.
         part: Regular expression of the paths that belong to the part; None is the whole network.
-        rule: Of operations, a name in flops.RULES. Of parameters, None counts all, "without_norms" those of no norm.
+        rule: For operations, a name in flops.RULES. For parameters, None counts all, "without_norms" those of no norm.
         agrees: "rounded" or "truncated" where the printed digits come out so, None where they do not.
         reason: Why they do not, or what had to be assumed.
     """

@@ -147,7 +147,7 @@ class ShuffleNetUnit(nn.Module):
 
     Attributes:
         features: Output channels, the pooled input's among them.
-        groups: Of the two 1x1 convolutions; with more than one a channel shuffle follows the first.
+        groups: Groups of the two 1x1 convolutions; with more than one a channel shuffle follows the first.
     """
 
     features: int
@@ -177,7 +177,7 @@ class LightweightDownsample(nn.Module):
     """AFFNet's learning to downsample (Section III-A): ENet's initial block and two units of ShuffleNet.
 
     Attributes:
-        groups: Of the units' 1x1 convolutions.
+        groups: Groups of the units' 1x1 convolutions.
     """
 
     groups: int = 1
@@ -220,7 +220,7 @@ class FastSCNNBackbone(nn.Module):
 
     Attributes:
         downsample: "fast_scnn", or AFFNet's "lightweight".
-        groups: Of the lightweight one's 1x1 convolutions.
+        groups: Groups of the lightweight one's 1x1 convolutions.
         deep: Channels and strides of the deep branch, "paper-table" or "text".
     """
 
@@ -294,7 +294,7 @@ class Classifier(nn.Module):
     """Two depth-wise separable convolutions, dropout, and a convolution to the classes (Fig. 1).
 
     Attributes:
-        kernel_size: Of the last convolution: (3, 3) in AFFNet, (1, 1) in Fast-SCNN.
+        kernel_size: Size of the last convolution's kernel: (3, 3) in AFFNet, (1, 1) in Fast-SCNN.
         dropout: Rate.
     """
 

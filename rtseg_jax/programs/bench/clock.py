@@ -73,7 +73,7 @@ def time_round(
         mode: "throughput" and "train": one wait, at the end. "latency": one for each call. "e2e": from uint8 frames
             of the host to a uint8 class map of the host, each call.
         calls: How many.
-        frames: Of the host.
+        frames: uint8 frames in the host's memory.
 
     Returns:
         ms per call; ms of each call where each was timed; the last result.

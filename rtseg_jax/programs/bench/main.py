@@ -260,9 +260,9 @@ def measure(
 
     Args:
         case: What a rival is asked to build, without its framework.
-        rivals: Of rivals_of().
-        modes: Of these rivals; "train" alone, or others.
-        rounds: Of each mode.
+        rivals: What rivals_of() lists.
+        modes: Clocks: "train" alone, or others.
+        rounds: How many rounds each clock takes.
         folder: For what the processes hand over.
 
     Returns:

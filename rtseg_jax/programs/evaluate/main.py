@@ -60,8 +60,8 @@ def evaluate_run(
     """Evaluates a checkpoint of a run and writes evaluation.json and overlays.
 
     Args:
-        workdir: Of the run.
-        split: Of its data set.
+        workdir: The run's folder.
+        split: Name of the split, such as "val", of the data set that the network was trained on.
         which: Checkpoint, as of load_run().
         output: Folder for evaluation.json and overlays/.
         batch_size: Frames per call.
@@ -69,8 +69,8 @@ def evaluate_run(
         root: The data set's folder, if it has moved.
         size: (h, w) that the network sees, "own" for the frames' own, None as the config says: config.input.size
             resizes the files, config.eval.size what the network sees of them.
-        scales: Of classifier().
-        flip: Of classifier().
+        scales: Factors of the size that the network sees. With several, a pixel gets the class with the highest mean probability.
+        flip: Whether the mirrored frame counts too, with the same weight as the frame itself.
         submit: Folder for the label ids of Cityscapes, at the files' own size, whatever size the network sees; it is
             checked and packed into an archive beside it.
         official: Evaluates them with cityscapesscripts too; they are in output/submission unless `submit` says.

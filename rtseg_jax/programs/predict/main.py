@@ -164,11 +164,11 @@ def predict_images(
 
     Args:
         classes: Frame -> class map, as of classifier().
-        table: Of the classes.
-        paths: Of the images.
+        table: The classes' names and colours.
+        paths: The images' files.
         output: Folder that gets a folder for each kind.
         given: (h, w) of a frame -> that which the network is compiled for, as of evaluate.View.
-        kinds: Of "ids", "masks" and "overlays", those that are wanted.
+        kinds: What is wanted of "ids", "masks" and "overlays".
         num_workers: Threads to read, and to write; None for as many as there are CPU cores.
 
     Returns:
@@ -258,12 +258,12 @@ def predict(
 
     Args:
         classes: Frame -> class map, as of classifier().
-        table: Of the classes.
-        inputs: As of find().
+        table: The classes' names and colours.
+        inputs: Images, folders, patterns, videos and numbers of cameras; see find().
         output: Folder of the results; made if need be.
-        given: As of predict_images().
+        given: (h, w) of a frame -> (h, w) in which the program is given it.
         kinds: What is written of images.
-        max_frames: Of every video and camera.
+        max_frames: Ends every video and camera after so many frames.
 
     Returns:
         A line for every input or file that could not be used.

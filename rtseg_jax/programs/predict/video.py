@@ -104,7 +104,7 @@ def predict_video(
 
     Args:
         classes: Frame -> class map, as of classifier().
-        table: Of the classes.
+        table: The classes' names and colours.
         source: A file, or the number of a camera, which goes on until Ctrl-C.
         target: The .mp4 file.
         max_frames: Ends after so many.

@@ -49,7 +49,7 @@ def chart(
     Args:
         title: Says what the values are, and their unit.
         curves: (name, points), the points in the order of their steps.
-        scale: Of the values.
+        scale: How values become lengths.
         smooth: Draws the mean of a twentieth of a curve's values boldly over them.
 
     Returns:

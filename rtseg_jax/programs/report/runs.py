@@ -37,11 +37,11 @@ class Run:
     Attributes:
         name: To tell it from the others of a page.
         workdir: Its folder.
-        config: Of the run.
+        config: The run's config.
         table: Its classes.
         evaluation: The content of its evaluation.json, None where there is none yet.
         evaluated: Where that file is, or will be.
-        history: Of metrics.jsonl: figure -> (step, value) of all steps that logged it.
+        history: What metrics.jsonl holds: figure -> (step, value) of all steps that logged it.
         parameters: How many, of params.txt.
         seconds: That it trained, evaluations included, by its TensorBoard events.
     """

@@ -12,7 +12,7 @@ def header(*titles: str, words: Container[int] = (0,)) -> list[str]:
     """The two lines above a table's rows; columns of numbers are aligned right.
 
     Args:
-        titles: Of the columns.
+        titles: The columns' headings.
         words: Places of the columns that hold words.
     """
     rule = ["---" if place in words else "---:" for place in range(len(titles))]
