@@ -325,7 +325,8 @@ class Network:
 
 def described(table: ClassTable) -> dict[str, Any]:
     """The names and colours of classes, as a bundle has them."""
-    return {"classes": list(table.class_names), "palette": [list(c) for c in table.palette]}
+    palette = [list(color) for color in table.palette]
+    return {"data": table.name, "classes": list(table.class_names), "palette": palette}
 
 
 def as_frames(image: Any) -> np.ndarray:
@@ -367,7 +368,7 @@ def load(place: str | os.PathLike[str], checkpoint: str = "best") -> Network:
     config = settings.from_json(json.dumps(facts["config"]))
     names = tuple(facts["classes"])
     palette = facts.get("palette") or data.class_table(config.input.dataset).palette[: len(names)]
-    table = ClassTable(config.input.dataset, names, tuple(map(tuple, palette)))
+    table = ClassTable(facts.get("data", ""), names, tuple(map(tuple, palette)))
     options = settings.model_options(config)
     model = models.create(config.model.name, num_classes=len(names), **options)
     return Network(model, variables, table, config, facts.get("step", 0), view(config))
