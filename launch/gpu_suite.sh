@@ -51,7 +51,7 @@ limit() {
 }
 
 run_tests() {
-  local chosen=(tests/nn tests/models tests/test_infer.py tests/test_losses.py tests/test_augment.py)
+  local chosen=(tests/nn tests/models tests/inference/test_infer.py tests/data/test_augment.py)
   if [[ $TINY ]]; then chosen=(tests/nn/test_resize.py tests/nn/test_pool.py); fi
   # Tolerances are float32's; a newer jax may warn of what it will change.
   JAX_DEFAULT_MATMUL_PRECISION=highest limit 520 \
@@ -63,18 +63,18 @@ run_tests() {
 # maps of ours and of PyTorch's are compared before either is timed. $EPOCHS of CamVid fit the time that is left.
 run_quick() {
   local networks=(eacnet_dabnet eacnet_erfnet erfnet asap affnet fast_scnn carnet_mobilenet) status=0
-  local end=$((SECONDS + 580)) size=512x1024 dtype=bfloat16 variant=cuda_graph rounds=3 seconds=0.3 crops=16 crop=360x480
+  local each=45 step=100 end=$((SECONDS + 580)) size=512x1024 dtype=bfloat16 variant=cuda_graph rounds=3 seconds=0.3 crops=16 crop=360x480
   if [[ $TINY ]]; then
-    networks=(fast_scnn) size=32x64 dtype=float32 variant=channels_last rounds=1 seconds=0.01 crops=2 crop=32x64
+    each=300 step=300 networks=(fast_scnn) size=32x64 dtype=float32 variant=channels_last rounds=1 seconds=0.01 crops=2 crop=32x64
   fi
   local common=(--resume "--rounds=$rounds" "--seconds=$seconds" "--output=$OUT/gpu.jsonl" "--dtype=$dtype"
     "--backend=jax,torch")
   for network in "${networks[@]}"; do
-    limit 45 "$PYTHON" -m rtseg_jax bench --models="$network" --sizes=$size --torch_variants=$variant \
+    limit $each "$PYTHON" -m rtseg_jax bench --models="$network" --sizes=$size --torch_variants=$variant \
       --mode=throughput,latency "${common[@]}" > "$scratch/table" || status=$?
   done
   for network in "${networks[0]}" "${networks[@]:3:2}"; do
-    limit 100 "$PYTHON" -m rtseg_jax bench --models="$network" --sizes=$crop --train_batch_size=$crops \
+    limit $step "$PYTHON" -m rtseg_jax bench --models="$network" --sizes=$crop --train_batch_size=$crops \
       --torch_variants=channels_last --mode=train "${common[@]}" > "$scratch/table" || status=$?
   done
   cat "$OUT/gpu.md"

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import flax.linen as nn
 
-    from rtseg_jax.inference import Network
+    from rtseg_jax.inference.network import Network
 
 __version__ = "0.1.0"
 
 
 def load(place: Any, checkpoint: str = "best") -> "Network":
-    """Reads a trained network, of a run's folder or a bundle; see inference.load."""
-    from rtseg_jax import inference
+    """Reads a trained network, of a run's folder or a bundle; see inference.network.load."""
+    from rtseg_jax.inference import network
 
-    return inference.load(place, checkpoint)
+    return network.load(place, checkpoint)
 
 
 def create(variant: str, *, num_classes: int, **options: Any) -> "nn.Module":

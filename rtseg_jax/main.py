@@ -12,7 +12,7 @@ import jax
 
 from rtseg_jax.programs.shared.command_line import Flags, Given, Program
 from rtseg_jax.programs.shared.process import prepare_process
-from rtseg_jax.train import train_and_evaluate
+from rtseg_jax.train.loop import train_and_evaluate
 
 
 def define(flags: Flags) -> None:

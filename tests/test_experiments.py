@@ -224,5 +224,7 @@ def test_an_interrupted_driver_lets_its_runs_save_and_begins_no_others(tmp_path,
 
 
 def test_a_failed_run_is_told_by_its_last_line(root, tmp_path, capsys):
-    with pytest.raises(RuntimeError, match=r"main of asap-0: .*batch_size 77 exceeds the 3 images"):
+    with pytest.raises(
+        RuntimeError, match=r"train of asap-0: .*batch_size 77 exceeds the 3 images"
+    ):
         camvid.train("asap", 0, root, tmp_path, ("--config.batch_size=77",))

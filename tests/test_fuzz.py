@@ -23,8 +23,8 @@ from rtseg_jax.inference import metrics
 from rtseg_jax.nn import losses
 from rtseg_jax.train import loop
 from tests import tiny_run
-from tests.test_reliability import compiled_once, tiny, tiny_variant  # noqa: F401
-from tests.test_train import log
+from tests.train.test_reliability import compiled_once, tiny, tiny_variant  # noqa: F401
+from tests.train.test_train import log
 
 # The same examples in every run of the suite; RTSEG_FUZZ=20 takes twenty times as many, new ones each time.
 MORE = int(os.environ.get("RTSEG_FUZZ", "0"))

@@ -15,7 +15,7 @@ from rtseg_jax.data import pipeline
 from rtseg_jax.inference import program as infer
 from rtseg_jax.models import flops
 from rtseg_jax.train import loop, step
-from tests.test_infer import MEAN, STD, network
+from tests.inference.test_infer import MEAN, STD, network
 
 VARIANTS = [v for v in models.VARIANTS if v not in ("carnet_resnet101", "carnet_resnet152")]
 # Convolutions that add nothing: they have no bias, and no norm right behind them.

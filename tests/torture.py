@@ -27,8 +27,10 @@ MOMENTS = ("start and first compilation", "step", "checkpoint write", "evaluatio
 EVERY = {"num_steps": 12, "eval.every_steps": 6, "checkpoint_every": 2}
 
 # Where the tests below are.
-FILES = ("test_checkpoint.py", "test_reliability.py", "test_multihost.py", "test_scaling.py")
-FILES += ("test_train.py", "data/test_pipeline.py")
+FILES = (
+    *("weights/test_checkpoint.py", "train/test_reliability.py", "train/test_multihost.py"),
+    *("test_scaling.py", "train/test_train.py", "data/test_pipeline.py"),
+)
 
 # What is injected, and the tests that do it.
 FAULTS = (
@@ -178,7 +180,7 @@ def scalars(workdir):
 
 def differences(whole, disturbed):
     """What of two finished runs is not equal, by name."""
-    from tests.test_train import final_state
+    from tests.train.test_train import final_state
 
     (step_a, a), (step_b, b) = final_state(whole), final_state(disturbed)
     found = [name for name in a.keys() | b.keys() if not _equal(a.get(name), b.get(name))]

@@ -404,7 +404,7 @@ def read_frame(path: pathlib.Path) -> Image3:
     """Reads an 8-bit image as RGB, turned as its EXIF orientation says.
 
     Raises:
-        DataError: as of spec.read_image(), or more pixels than Pillow takes for harmless.
+        DataError: as of read_image(), or more pixels than Pillow takes for harmless.
     """
     image_size(path)  # refuses one that is too large, before it is decoded
     return read_image(path, upright=True)

@@ -89,9 +89,7 @@ def _restart(
     """A state at step 0 with these variables; says what they are."""
     fresh = ", ".join(sorted(set(variables["params"]) - set(taken))) or "-"
     print(f"initialised {', '.join(taken)} from {source}; fresh: {fresh}")
-    return jax.device_put(
-        step.create_state(
-            variables, tx, ema=state.ema is not None, skip_nonfinite=state.skipped is not None
-        ),
-        mesh.replicated(devices),
-    )
+    options = {"ema": state.ema is not None, "skip_nonfinite": state.skipped is not None}
+    # Together first: what was taken lies elsewhere than what is fresh.
+    variables = jax.device_put(variables, mesh.replicated(devices))
+    return jax.device_put(step.create_state(variables, tx, **options), mesh.replicated(devices))

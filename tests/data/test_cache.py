@@ -16,14 +16,15 @@ import pytest
 from PIL import Image
 
 from rtseg_jax import data
-from rtseg_jax.data import cache, files, pipeline, spec
+from rtseg_jax.data import cache, pipeline, spec
+from rtseg_jax.data import files as data_files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 N, H, W = 6, 10, 14
 RNG = np.random.default_rng(1)
 IMAGES = RNG.integers(0, 256, (N, H, W, 3), np.uint8)
 LABELS = RNG.integers(0, 11, (N, H, W), np.uint8)
-LUT = files.lookup((i, i) for i in range(11))
+LUT = data_files.lookup((i, i) for i in range(11))
 
 
 class Set:
@@ -43,7 +44,7 @@ class Set:
     def dataset(self):
         def load(i):
             self.loads += 1
-            return files.read_pair(*self.paths[i], LUT)
+            return data_files.read_pair(*self.paths[i], LUT)
 
         names = tuple(f"frame{i}" for i in range(N))
         return spec.Dataset(spec.TABLES["camvid"], "train", names, None, load)
@@ -355,13 +356,13 @@ def test_rivals_in_one_process(files, folder, monkeypatch, locks):
 PROGRAM = """
 import hashlib, pathlib, sys
 import numpy as np
-from rtseg_jax.data import cache, spec
+from rtseg_jax.data import cache, files as data_files, spec
 
 root, folder = map(pathlib.Path, sys.argv[1:])
 paths = [(root / f"{i}.png", root / f"{i}_label.png") for i in range(6)]
-lut = spec.lookup((i, i) for i in range(11))
+lut = data_files.lookup((i, i) for i in range(11))
 names = tuple(map(str, range(6)))
-dataset = spec.Dataset(spec.TABLES["camvid"], "train", names, None, lambda i: spec.read_pair(*paths[i], lut))
+dataset = spec.Dataset(spec.TABLES["camvid"], "train", names, None, lambda i: data_files.read_pair(*paths[i], lut))
 files = [path for pair in paths for path in pair]
 print("ready", flush=True)
 for round in range(20):

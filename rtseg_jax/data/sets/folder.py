@@ -124,7 +124,7 @@ def _classes_file(root: pathlib.Path, classes: str) -> pathlib.Path:
 def _labels_of(
     table: spec.ClassTable, annotation: str, label_map: LabelMap, ignore: int
 ) -> tuple[object, str]:
-    """(map of `spec.read_pair`, hint)."""
+    """(map of `files.read_pair`, hint)."""
     count = table.num_classes
     if annotation == "colors":
         if label_map:

@@ -34,7 +34,7 @@ class Builder(NamedTuple):
         configs: {annotation: the builder's config}; the first is the default.
         splits: {annotation: splits}, in our words.
         image: The feature that holds the image.
-        lut: Raw value -> train id, see `spec.read_label`.
+        lut: Raw value -> train id, see `files.read_label`.
         hint: What to do about a label that has other values.
         manual_dir: What the user gives the builder.
     """

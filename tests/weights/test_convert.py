@@ -18,7 +18,7 @@ from rtseg_jax.programs import convert
 from rtseg_jax.weights import torch_files
 from tests.networks import shapes
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 # The two others have the blocks of carnet_resnet50, and more of them.
 SMALLER = [v for v in models.VARIANTS if v not in ("carnet_resnet101", "carnet_resnet152")]
 

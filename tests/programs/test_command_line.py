@@ -11,7 +11,7 @@ import pytest
 from rtseg_jax.__main__ import PROGRAMS, main
 from rtseg_jax.programs.shared.command_line import Flags, Program
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def program(word):

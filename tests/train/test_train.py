@@ -22,7 +22,7 @@ from rtseg_jax.train import loop
 from rtseg_jax.weights import checkpoint
 from tests import tiny_run
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def tiny(**overrides):

@@ -12,7 +12,7 @@ from rtseg_jax import models
 from rtseg_jax.models import published
 from rtseg_jax.programs import summary
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_records():
@@ -163,7 +163,7 @@ def test_program():
     assert {"height": 64, "width": 128}.items() <= rows[0].items()
     result = run("--size=64")
     assert result.returncode == 1
-    assert "error: --size=64 is not HEIGHT,WIDTH" in result.stderr
+    assert "error: size '64' is not HEIGHTxWIDTH in pixels" in result.stderr
 
 
 def test_every_variant_has_a_printed_count():

@@ -15,8 +15,8 @@ from PIL import Image
 from rtseg_jax import data
 from rtseg_jax.data import spec
 from rtseg_jax.data.sets import folder
-from rtseg_jax.inference import evaluator, pictures
 from rtseg_jax.inference import network as networks
+from rtseg_jax.inference import pictures
 from rtseg_jax.programs.evaluate import main as evaluate
 from rtseg_jax.programs.predict import main as predict
 from rtseg_jax.programs.predict import video
@@ -345,7 +345,7 @@ def frame(height, width):
 
 def test_predicted_classes_are_the_evaluated_ones(run, tmp_path, monkeypatch):
     maps = {}
-    monkeypatch.setattr(evaluator, "write_overlays", lambda folder, dataset, m: maps.update(m))
+    monkeypatch.setattr(evaluate, "write_overlays", lambda folder, dataset, m: maps.update(m))
     evaluate.evaluate_run(run, split="val", which="best", output=tmp_path, batch_size=1, overlays=3)
     config, *_ = networks.load_run(run)
     dataset = data.load(
@@ -626,7 +626,7 @@ def test_the_program_lists_bad_files_and_ends_with_1(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--output=out", "a.png"], "give --workdir=...: Folder of a run."),
+        (["--output=out", "a.png"], "give --network=...: A trained network: the folder of a run"),
         (["--workdir=nothing", "--output=out", "a.png"], "holds no config.json"),
         (["--workdir=nothing", "--output=out", "--size=12"], "size '12' is not HEIGHTxWIDTH"),
         (["--workdir=nothing", "--output=out", "--write=id"], "choose of ids, masks, overlays"),

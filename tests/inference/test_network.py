@@ -10,7 +10,7 @@ import rtseg_jax
 from rtseg_jax.inference import network as networks
 from rtseg_jax.weights import bundle
 from tests import tiny_run
-from tests.test_infer import frames
+from tests.inference.test_infer import frames
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,10 @@ from rtseg_jax.programs import export
 from rtseg_jax.programs.shared.command_line import Flags
 from rtseg_jax.weights import bundle
 from tests import tiny_run
+from tests.inference.test_infer import MEAN, STD, VARIANTS, frames, network, unfrozen
 from tests.models.filling import filled
-from tests.test_infer import MEAN, STD, VARIANTS, frames, network, unfrozen
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIZE = (64, 128)  # of the tiny run's frames
 
 

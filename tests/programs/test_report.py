@@ -31,7 +31,7 @@ from rtseg_jax.programs.report import main as report
 from rtseg_jax.train import logs
 from tests import tiny_run
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def confusion_of(truth, classes, num_classes):

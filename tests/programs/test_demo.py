@@ -29,7 +29,7 @@ from rtseg_jax.programs import demo
 from rtseg_jax.programs.predict import main as predict
 from tests import tiny_run
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 TABLE = spec.TABLES["cityscapes"]
 H, W = 40, 56
 RNG = np.random.default_rng(5)

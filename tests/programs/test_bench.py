@@ -15,7 +15,7 @@ from rtseg_jax.programs.bench import main as bench
 from rtseg_jax.programs.bench import tables as bench_tables
 from tests.models.counts import PARAMETERS
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -28,9 +28,9 @@ from rtseg_jax.train import loop, step
 from rtseg_jax.train.guard import alone_in, make_workdir
 from rtseg_jax.weights import checkpoint
 from tests import tiny_run, torture
-from tests.test_train import assert_same_run, final_state, log, stopped_at
+from tests.train.test_train import assert_same_run, final_state, log, stopped_at
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 class Tiny(nn.Module):
@@ -44,9 +44,9 @@ class Tiny(nn.Module):
     @nn.compact
     def __call__(self, image, *, train):
         x = nn.Conv(8, (3, 3), (2, 2), dtype=self.dtype, name="conv")(image)
-        fixed = not (loop and self.norm)
+        fixed = not (train and self.norm)
         x = nn.BatchNorm(use_running_average=fixed, dtype=self.dtype, name="norm")(x)
-        x = nn.Dropout(self.dropout, deterministic=not loop)(nn.relu(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
         x = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="classifier")(x)
         return {"logits": x.astype(jnp.float32)}
 
@@ -495,7 +495,7 @@ def test_parts_of_a_batch_are_cut_where_it_lies():
 
 def test_parts_have_their_own_dropout():
     states = [_one_step(accumulate=2, model={"dropout": d, "norm": False})[0] for d in (0.0, 0.5)]
-    a, b = (s.params["conv"]["kernel"] for s in states)
+    a, b = (s.now()["params"]["conv"]["kernel"] for s in states)
     assert np.abs(a - b).max() > 1e-4
 
 

@@ -17,7 +17,7 @@ from rtseg_jax.data import pipeline, spec
 from rtseg_jax.programs import check_data
 from rtseg_jax.train import loop
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 H, W = 12, 16
 RNG = np.random.default_rng(3)
 IMAGES = {
