@@ -28,7 +28,7 @@ FORBIDDEN = {
     "data": ("flax", "torch", "ml_collections"),
     "weights": ("ml_collections",),
 }
-GROWING = ("models/zoo", "torch_ref", "nn")  # with the networks, and the operations that they take
+GROWING = ("models/zoo", "torch_ref")  # with the networks
 
 
 def modules(package):
