@@ -44,11 +44,11 @@ def own_rows(batch: jax.Array | np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
-def in_any_process(flag: bool) -> bool:
-    """Whether `flag` holds in one of the processes at least; all of them must ask."""
+def in_any_process(flags: bool | np.ndarray) -> np.ndarray:
+    """Where `flags`, of one shape everywhere, hold in one of the processes at least; all of them must ask."""
     if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+        return np.asarray(flags)
+    return multihost_utils.process_allgather(np.asarray(flags)).any(axis=0)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

@@ -1,7 +1,9 @@
 """Finding pairs of files, and decoding them with a one-line answer to whatever can be wrong with one."""
 
+import codecs
 import contextlib
 import contextvars
+import csv
 import dataclasses
 import io
 import os
@@ -59,23 +61,70 @@ def files(folder: pathlib.Path, *endings: str) -> dict[str, pathlib.Path]:
     Args:
         folder: Where to look.
         *endings: What the names end in, small or capital letters.
+
+    Raises:
+        DataError: two files differ in their endings alone.
     """
     found = {}
-    for path in sorted(_below(folder)):
+    for path in below(folder):
         name = path.relative_to(folder).as_posix()
-        ending = next((e for e in endings if name.lower().endswith(e.lower())), None)
-        if ending and not path.name.startswith("."):  # ._* are what macOS leaves in archives
-            found[name[: -len(ending)]] = path
+        if ending := next((e for e in endings if name.lower().endswith(e.lower())), None):
+            first = found.setdefault(name[: -len(ending)], path)
+            if first != path:
+                raise DataError(
+                    f"{first} and {path.name} differ in their endings alone; remove one"
+                )
     return found
 
 
-def _below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The files below a folder, also behind links to folders, unless one leads back up."""
-    for where, inner, names in os.walk(folder, followlinks=True):
+def below(folder: pathlib.Path, *, follow: bool = True) -> list[pathlib.Path]:
+    """The files below a folder, sorted; what begins with a dot, and macOS's __MACOSX, is passed over at any depth.
+
+    Args:
+        folder: Where to look.
+        follow: Whether also behind links to folders, unless one leads back up.
+    """
+    found = []
+    for where, inner, names in os.walk(folder, followlinks=follow):
         here = pathlib.Path(where)
         above = (real := here.resolve(), *real.parents)
-        inner[:] = [name for name in inner if (here / name).resolve() not in above]
-        yield from (here / name for name in names)
+        inner[:] = [n for n in inner if _is_data(n) and (here / n).resolve() not in above]
+        found += (here / name for name in names if _is_data(name))
+    return sorted(found)
+
+
+def _is_data(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def read_text(path: pathlib.Path) -> str:
+    """What a person wrote into a file: UTF-8, with the mark of Windows' editors or without, or their UTF-16.
+
+    Raises:
+        DataError: another encoding; the message names the line.
+    """
+    content = path.read_bytes()
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from None
+
+
+def read_rows(path: pathlib.Path) -> Iterator[tuple[str, str, list[str]]]:
+    """The lines of a table that a person wrote: where each stands, the line, and its cells.
+
+    Cells are separated by tabs, semicolons, commas (with quotes as in CSV) or else spaces; empty lines do not count.
+
+    Raises:
+        DataError: as of read_text().
+    """
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if line := line.strip():
+            mark = next((mark for mark in "\t;," if mark in line), None)
+            cells = next(csv.reader([line], delimiter=mark)) if mark else line.split()
+            yield f"{path}, line {number}", line, [cell.strip() for cell in cells]
 
 
 _missing: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("missing", default=None)
@@ -127,9 +176,24 @@ def pairs(
         for name in sorted(images.keys() ^ labels.keys())
     ]
     report_missing(
-        [f"{wanted}: the {what} of {has} is missing; {advice}" for wanted, what, has in alone]
+        [
+            _unusable(wanted) or f"{wanted}: the {what} of {has} is missing; {advice}"
+            for wanted, what, has in alone
+        ]
     )
     return [(name, images[name], labels[name]) for name in sorted(images.keys() & labels.keys())]
+
+
+def _unusable(label: pathlib.Path) -> str:
+    """What is wrong with a label that is there, but no PNG; "" where there is none."""
+    for ending in (*IMAGE_ENDINGS, ".bmp", ".gif", ".tif", ".tiff", ".npy"):
+        other = label.with_suffix(ending)
+        if label.suffix == ".png" and other != label and other.is_file():
+            why = ", whose compression changes the numbers" * (ending in (".jpg", ".jpeg"))
+            return (
+                f"{other}: a label cannot be a {ending} file{why}; save it as PNG from its source"
+            )
+    return ""
 
 
 def folder_pairs(
@@ -186,32 +250,37 @@ def of_files(
 
 
 def read_list(path: pathlib.Path, root: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]:
-    """Reads a list file: an image and its label per line, separated by a tab or spaces, relative to a folder.
+    """Reads a list file: an image and its label per line (see read_rows), relative to a folder.
 
     Args:
-        path: The list; empty lines do not count.
-        root: What its paths are relative to.
+        path: The list; a first line such as "image,label" is a heading.
+        root: What its paths are relative to, with slashes of either kind.
 
     Raises:
-        DataError: a line that is not two paths, or no line at all.
+        DataError: a line that is not two paths, no line at all, or an image with two labels or a label with two images.
         FileNotFoundError: a file of the list is missing.
     """
-    found, missing = [], []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip():
+    found, missing, partner = [], [], {}
+    for place, line, cells in read_rows(path):
+        if not found and not missing and cells in (["image", "label"], ["image", "mask"]):
             continue
-        fields = line.split("\t") if "\t" in line else line.split()
-        if len(fields) != 2:
-            raise DataError(f"{path}, line {number}: expects 'image label', got {line.strip()!r}")
-        image, label = (root / field.strip() for field in fields)
+        if len(cells) != 2:
+            raise DataError(f"{place}: expects 'image label', got {line!r}")
+        image, label = (root / cell.replace("\\", "/") for cell in cells)
         lacking = [
-            f"{wanted}: the {what} of {other} is missing; {path}, line {number} names it"
+            f"{wanted}: the {what} of {other} is missing; {place} names it"
             for wanted, other, what in ((image, label, "image"), (label, image, "label"))
             if not wanted.is_file()
         ]
         missing += lacking
-        if not lacking:
-            found.append((image, label))
+        if lacking:
+            continue
+        for one, other, what in ((image, label, "labels"), (label, image, "images")):
+            if partner.setdefault(one, other) != other:
+                raise DataError(
+                    f"{place}: {one} has two {what}, {partner[one]} and {other}; remove one line"
+                )
+        found.append((image, label))
     report_missing(missing)
     if not found and not missing:
         raise DataError(f"{path}: the list is empty; expects 'image label' lines")
@@ -295,9 +364,15 @@ def read_label(
         raise DataError(f"{path}: a {image.format} file; expects an index or grey PNG of class ids")
     depth, color = png
     if color not in (0, 3):
+        red, *others = (np.asarray(channel) for channel in image.convert("RGB").split())
+        if depth == 8 and all((red == other).all() for other in others):
+            raise DataError(
+                f"{path}: a label of mode {image.mode} whose channels are equal; expects one of them: save"
+                " Image.open(path).getchannel(0) in its place"
+            )
         raise DataError(
-            f"{path}: a label of mode {image.mode} holds colours; "
-            "expects an index or grey PNG of class ids"
+            f"{path}: a label of mode {image.mode} holds colours; expects an index or grey PNG of class ids"
+            " (for data of your own input.annotation=colors reads the classes' colours)"
         )
     if depth != 8 and color == 0:  # Pillow would rescale 2 and 4 bit grey to 0-255
         raise DataError(f"{path}: a {depth}-bit grey label; expects an 8-bit PNG of class ids")
@@ -398,6 +473,19 @@ def image_size(path: pathlib.Path) -> tuple[int, int]:
     except Exception:  # decoders fail with anything from OSError to SyntaxError
         return (0, 0)
     return (w, h) if turned else (h, w)
+
+
+def pages(path: pathlib.Path) -> int:
+    """How many images are in a file that can hold several; 1 where reading it will tell what is wrong."""
+    with contextlib.suppress(Exception), Image.open(path) as image:  # as of image_size()
+        if image.format in (
+            "GIF",
+            "TIFF",
+            "WEBP",
+            "PNG",
+        ):  # a phone's JPEG holds thumbnails besides
+            return getattr(image, "n_frames", 1)
+    return 1
 
 
 def read_frame(path: pathlib.Path) -> Image3:

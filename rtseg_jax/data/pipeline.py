@@ -4,9 +4,8 @@ The order is a pure function of (seed, step), so resuming is counting and bit-ex
 the last partial batch of an epoch, as the papers' code does; evaluation drops nothing.
 """
 
-import collections
-import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import os
 import traceback
@@ -21,7 +20,9 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Bool, Int, Int32, Int64, UInt8
 
-from rtseg_jax.data.spec import IGNORE, DataError, Dataset, where
+from rtseg_jax.base.files import one_line
+from rtseg_jax.base.threads import ahead
+from rtseg_jax.data.spec import IGNORE, DataError, Dataset, too_few_classes, where
 
 Images = UInt8[np.ndarray, "b h w 3"]
 Labels = UInt8[np.ndarray, "b h w"]
@@ -99,23 +100,66 @@ def _load_in_order(
     dataset: Dataset, indices: Iterable[int], num_workers: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Loads examples in threads, a bounded number ahead of the consumer."""
-    workers = _workers(num_workers)
-    executor = concurrent.futures.ThreadPoolExecutor(workers, "rtseg-load")
-    pending: collections.deque[concurrent.futures.Future] = collections.deque()
-    try:
-        for i in indices:
-            pending.append(executor.submit(dataset.load, i))
-            if len(pending) > 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+    calls = (functools.partial(dataset.load, i) for i in indices)
+    with contextlib.closing(ahead(calls, _workers(num_workers))) as futures:
+        for future in futures:
+            yield future.result()
 
 
-def check_size(
-    dataset: Dataset, i: int, size: tuple[int, int], expected: tuple[int, int], do: str
-) -> None:
+def check_labels(dataset: Dataset, num_workers: int | None = None) -> None:
+    """Looks at labels until two classes were seen, in an order that is spread over the split.
+
+    Raises:
+        DataError: there are none, or one alone, in all that can be read.
+    """
+    calls = (functools.partial(dataset.load, int(i)) for i in epoch_order(0, 0, len(dataset)))
+    counts = np.zeros(256, np.int64)
+    with contextlib.closing(ahead(calls, _workers(num_workers))) as futures:
+        for future in futures:
+            with contextlib.suppress(DataError, OSError):  # said when its turn comes
+                counts += np.bincount(future.result()[1].ravel(), minlength=256)
+            if counts.any() and not too_few_classes(dataset, counts):
+                return
+    if counts.any():
+        raise DataError(too_few_classes(dataset, counts))
+
+
+def leaving_out(dataset: Dataset, *, one_size: bool) -> tuple[Dataset, dict[int, str]]:
+    """An evaluation set in which no pixel is labelled of an example that cannot be read, and what is wrong with these.
+
+    Args:
+        dataset: Any dataset.
+        one_size: Whether an example of another size than the first readable one is left out too.
+
+    Returns:
+        The set; and {index: what is wrong}, which is filled while examples are loaded.
+    """
+    left_out: dict[int, str] = {}
+
+    @functools.cache
+    def size() -> tuple[int, int]:
+        if dataset.size is not None:
+            return dataset.size
+        for i in range(len(dataset)):
+            with contextlib.suppress(DataError, OSError):
+                return dataset.load(i)[1].shape
+        raise DataError(f"{dataset.table.name} {dataset.split}: no example can be read")
+
+    def load(i: int) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            image, label = dataset.load(i)
+            if one_size:
+                check_size(dataset, i, label.shape, size())
+        except (DataError, OSError) as error:
+            left_out[i] = one_line(error)
+            return np.zeros((*size(), 3), np.uint8), np.full(size(), IGNORE, np.uint8)
+        left_out.pop(i, None)  # it could not be read before
+        return image, label
+
+    return dataclasses.replace(dataset, load=load), left_out
+
+
+def check_size(dataset: Dataset, i: int, size: tuple[int, int], expected: tuple[int, int]) -> None:
     """Refuses an example of another size than the first one.
 
     Args:
@@ -123,7 +167,6 @@ def check_size(
         i: Its index.
         size: (h, w) in pixels that it has.
         expected: (h, w) in pixels that it should have.
-        do: What else than resizing helps, for the error message.
 
     Raises:
         DataError: the sizes differ.
@@ -131,9 +174,8 @@ def check_size(
     if size != expected:
         raise DataError(
             f"{where(dataset, i)} is {size[0]}x{size[1]} pixels (h x w), "
-            f"the first one {expected[0]}x{expected[1]}; {do}, "
-            "or set input.size=(h, w), which all are then resized to, or input.canvas=(h, w) and "
-            "eval.multiple=32, which keep their sizes"
+            f"the first one {expected[0]}x{expected[1]}; set input.canvas=(h, w) and eval.multiple=32, "
+            "which keep their sizes, or input.size=(h, w), which all are then resized to"
         )
 
 
@@ -194,7 +236,7 @@ class Resident:
                         f"{where(dataset, 0)} has {image.size} values, more than fit "
                         f"{parts} times into an array of {chunk_elements}; use input.mode=streaming"
                     )
-            check_size(dataset, i, label.shape, size, "use input.mode=streaming with batch_size=1")
+            check_size(dataset, i, label.shape, size)
             if i == start:
                 # Fresh memory for each chunk: a CPU device keeps what it is given instead of copying.
                 count = -(-min(rows, n - start) // parts) * parts
@@ -260,7 +302,13 @@ class Streaming:
 
     Iterates over (images uint8 [b,h,w,3], labels uint8 [b,h,w], indices int32 [b]), numpy, read-only.
     Leaving it open at the end of the program is fine; `close` and `with` end it earlier.
+
+    Attributes:
+        error: One of several processes cannot stop alone at a file that it cannot read: it keeps what went wrong here,
+            and from that batch on all indices are -1, from which the others learn of it (step.jit_train_step). Else None.
     """
+
+    error: Exception | None = None
 
     def __init__(
         self,
@@ -292,7 +340,7 @@ class Streaming:
             DataError: the first example cannot be read.
         """
         self._dataset = dataset
-        self._step, self._stop = start_step, start_step + num_steps
+        self._alone = process_count == 1
         n = len(dataset)
 
         def indices_of(step: np.integer | int) -> np.ndarray:
@@ -317,7 +365,7 @@ class Streaming:
             try:
                 image, label = dataset.load(int(i))
                 if batch_size > 1:
-                    check_size(dataset, int(i), label.shape, size, "use batch_size=1")
+                    check_size(dataset, int(i), label.shape, size)
             except Exception as error:
                 errors[int(i)] = error
                 image, label = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
@@ -370,9 +418,13 @@ class Streaming:
             self.close()
             raise
         for i in map(int, batch[2]):
-            if i in self._errors:
-                self.close()
-                raise self._errors[i]
+            if self.error is None and i in self._errors:
+                self.error = self._errors[i]
+                if self._alone:
+                    self.close()
+                    raise self.error
+        if self.error is not None:
+            return *batch[:2], np.full_like(batch[2], -1)
         return batch
 
     def __enter__(self) -> "Streaming":
@@ -444,7 +496,7 @@ def _eval_batches(
             images = np.zeros((len(batch), *size, 3), np.uint8)
             labels = np.full((len(batch), *size), IGNORE, np.uint8)
             for row, (image, label) in enumerate(loaded):
-                check_size(dataset, int(batch[row]), label.shape, size, "use batch_size=1")
+                check_size(dataset, int(batch[row]), label.shape, size)
                 images[row], labels[row] = image, label
             yield images, labels, mask, np.where(mask, batch, np.int32(-1))
 

@@ -99,6 +99,7 @@ class Dataset:
         size: (h, w) of every example in pixels, or None where only loading tells.
         load: index -> (image, label): RGB in [0, 255] and train ids or 255, of one height and width.
         files: Every file that load reads, of all examples together; what is drawn has none.
+        advice: What to do where the labels hold too few classes.
     """
 
     table: ClassTable
@@ -107,6 +108,7 @@ class Dataset:
     size: tuple[int, int] | None
     load: Callable[[int], tuple[np.ndarray, np.ndarray]]
     files: tuple[pathlib.Path, ...] = ()
+    advice: str = "look at the label files"
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -120,6 +122,28 @@ class Dataset:
 def where(dataset: Dataset, i: int) -> str:
     """An example by data set, split and name, for messages."""
     return f"{dataset.table.name} {dataset.split} image {dataset.name(i)}"
+
+
+def too_few_classes(dataset: Dataset, counts: np.ndarray) -> str:
+    """Why nothing can be learned from a split, or scored on it; "" if it can.
+
+    Args:
+        dataset: The split.
+        counts: Pixels of each value of its labels, [256].
+    """
+    title, names = f"{dataset.table.name} {dataset.split}", dataset.table.class_names
+    if len(names) == 1:
+        return (
+            f"{title}: the list of classes has '{names[0]}' alone, and a network tells two or more apart; give the"
+            f" background a class too, in the list and in the labels: {dataset.advice}"
+        )
+    seen = [name for name, n in zip(names, counts, strict=False) if n]
+    if len(seen) > 1:
+        return ""
+    found = " and ".join(
+        [*(f"the class '{n}'" for n in seen), *["ignored pixels"] * bool(counts[IGNORE])]
+    )
+    return f"{title}: all labels hold nothing but {found}; there is nothing to tell apart: {dataset.advice}"
 
 
 def resize_image(image: Image3, size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from rtseg_jax.base import mesh
-from rtseg_jax.data.spec import Dataset
+from rtseg_jax.data.spec import DataError, Dataset, where
 from rtseg_jax.inference import metrics, pictures
 
 
@@ -50,6 +50,27 @@ def evaluate(
     return confusion, maps
 
 
+def left_out(dataset: Dataset, wrong: Mapping[int, str], allowed: int) -> list[str]:
+    """The names of the examples that an evaluation left out, by all processes; each of them must ask.
+
+    Args:
+        dataset: What was evaluated.
+        wrong: What was wrong with those that this process met (see pipeline.leaving_out).
+        allowed: So many may be left out.
+
+    Raises:
+        DataError: there are more; the message is what is wrong with the first one.
+    """
+    mask = np.zeros(len(dataset), bool)
+    mask[list(wrong)] = True
+    found = np.flatnonzero(mesh.in_any_process(mask))
+    if len(found) > allowed:
+        first = wrong.get(int(found[0]), f"{where(dataset, int(found[0]))} cannot be read")
+        more = f" ({len(found)} such images of {dataset.split})" if len(found) > 1 else ""
+        raise DataError(f"{first}{more}; input.max_bad={allowed} leaves so many out")
+    return [dataset.name(int(i)) for i in found]
+
+
 def table(scores: metrics.Scores, class_names: tuple[str, ...]) -> str:
     """The per-class IoU table as text, in percent."""
     width = max(len(n) for n in (*class_names, "mean accuracy"))
@@ -75,16 +96,25 @@ def or_null(value: float) -> float | None:
 
 
 def write_report(
-    path: pathlib.Path, confusion: np.ndarray, dataset: Dataset, **facts: Any
+    path: pathlib.Path,
+    confusion: np.ndarray,
+    dataset: Dataset,
+    *,
+    left_out: Sequence[str] = (),
+    **facts: Any,
 ) -> metrics.Scores:
-    """Writes evaluation.json: miou, iou by class name, accuracies, images, confusion (rows: truth) and `facts`."""
+    """Writes evaluation.json: miou, iou by class name, accuracies, images, confusion (rows: truth) and `facts`.
+
+    What was left out, by name, does not count among the images.
+    """
     result = metrics.scores(confusion)
     names = dataset.table.class_names
     report = {
         **facts,
         "dataset": dataset.table.name,
         "split": dataset.split,
-        "images": len(dataset),
+        "images": len(dataset) - len(left_out),
+        "left_out": list(left_out),
         "miou": or_null(result.miou),
         "classes_averaged": result.classes,
         "iou": {n: or_null(v) for n, v in zip(names, result.iou, strict=True)},

@@ -1,5 +1,6 @@
 """BatchNorm and per-channel PReLU: float32 statistics over the whole (global) batch."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,21 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from rtseg_jax.nn import cpu, gpu
+
+
+class TooFewValues(ValueError):
+    """A norm would see one value per channel in training: its variance is 0, and what evaluation uses is another network.
+
+    Attributes:
+        layer: The norm's path in the network.
+        shape: Of its input, [b, h, w, c].
+    """
+
+    def __init__(self, layer: str, shape: tuple[int, ...]):
+        self.layer, self.shape = layer, shape
+        super().__init__(
+            f"the norm {layer} sees one value per channel in training ({list(shape)}); it needs 2 or more"
+        )
 
 
 def _row(per_channel):
@@ -64,9 +80,13 @@ def _batch_norm(module, x, slope, train):
         mean, var = running_mean.value, running_var.value
         y = _affine(x, mean, var, scale, bias, module.epsilon)
         return _prelu(y, slope).astype(module.dtype)
+    count = math.prod(x.shape[:-1])
+    if count < 2 and not module.is_initializing():
+        raise TooFewValues("/".join(module.path), x.shape)
     y, mean, var = _normalise(x, scale, bias, slope, module.epsilon, running_mean.value)
     if not module.is_initializing():
         m = module.momentum
+        var = var * (count / (count - 1))
         running_mean.value = m * running_mean.value + (1 - m) * lax.stop_gradient(mean)
         running_var.value = m * running_var.value + (1 - m) * lax.stop_gradient(var)
     return y
@@ -75,10 +95,11 @@ def _batch_norm(module, x, slope, train):
 class BatchNorm(nn.Module):
     """Batch normalisation (Ioffe and Szegedy 2015, Alg. 1).
 
-    Under one jit over a sharded batch the statistics are those of the global batch.
+    Under one jit over a sharded batch the statistics are those of the global batch. As in torch a step normalises with
+    the biased variance, and the running one, with which evaluation does, is the unbiased.
 
     Attributes:
-        momentum: Weight of the old running statistics: 0.9 is torch's 0.1. The running variance is the biased one.
+        momentum: Weight of the old running statistics: 0.9 is torch's 0.1.
         dtype: The type of the output; statistics are float32.
     """
 
@@ -88,6 +109,11 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
+        """Normalises by the batch in training, else by the running statistics.
+
+        Raises:
+            TooFewValues: in training, one value per channel.
+        """
         return _batch_norm(self, x, None, train)
 
 

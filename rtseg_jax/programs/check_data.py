@@ -132,12 +132,12 @@ def read(
     )
 
 
-def size_problems(survey: Survey, advice: str) -> list[str]:
+def size_problems(survey: Survey) -> list[str]:
     """A line for each example of another size than the first one, as the input says it when it meets one."""
     lines, first = [], next(iter(survey.examples.values()), None)
     for i, example in survey.examples.items():
         try:
-            pipeline.check_size(survey.dataset, i, example.size, first.size, advice)
+            pipeline.check_size(survey.dataset, i, example.size, first.size)
         except spec.DataError as error:
             lines.append(str(error))
     return lines
@@ -288,8 +288,7 @@ def survey_split(config: ConfigDict, split: str) -> tuple[Survey | None, list[st
         any_size = bool(config.eval.multiple)
         resident, together = False, config.eval.batch_size
     if not any_size and (resident or together > 1):
-        advice = "use input.mode=streaming with batch_size=1" if resident else "use batch_size=1"
-        problems += size_problems(survey, advice)
+        problems += size_problems(survey)
     if in_training:
         problems += class_problems(survey)
     return survey, problems

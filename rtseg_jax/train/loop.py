@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from rtseg_jax.data import pipeline, spec
 from rtseg_jax.data.sets import folder
 from rtseg_jax.inference import evaluator, metrics
 from rtseg_jax.inference import program as infer
+from rtseg_jax.nn.norm import TooFewValues
 from rtseg_jax.train import logs, optim, step
 from rtseg_jax.train.begin import begin
 from rtseg_jax.train.guard import StopSignals, alone_in, in_one_line, make_workdir
@@ -76,6 +78,8 @@ def _train_and_evaluate(
         ),
     )
     eval_set = data.load(**settings.dataset_arguments(config, config.input.eval_split))
+    for dataset in (train_set, eval_set):
+        pipeline.check_labels(dataset)
     steps_per_epoch = len(train_set) // config.batch_size
     if steps_per_epoch == 0:
         raise ValueError(
@@ -95,6 +99,7 @@ def _train_and_evaluate(
         **settings.model_options(config),
     )
     variables = _initial_variables(model, config.seed, mesh.replicated(devices))
+    _check_norms(config, model, variables)
     tx, schedule = make_optimizer(config, variables["params"], total_steps, steps_per_epoch)
     state = jax.device_put(
         step.create_state(
@@ -114,10 +119,13 @@ def _train_and_evaluate(
     _describe(workdir, config, model, state, train_set, eval_set, total_steps, devices)
 
     # Steps, one compiled program for each crop size; evaluation
-    resident, make_batches = _input(config, train_set, devices, start, total_steps)
-    gather = pipeline.gather if resident is not None else None
+    source, batches = _input(config, train_set, devices, start, total_steps)
+    gather = pipeline.gather if config.input.mode == "resident" else None
+    several = gather is None and jax.process_count() > 1
     train_step_for = functools.cache(
-        functools.partial(make_train_step, config, devices, model, tx, schedule, gather)
+        functools.partial(
+            make_train_step, config, devices, model, tx, schedule, gather, several=several
+        )
     )
     score = _evaluator(config, devices, model, eval_set)
 
@@ -129,15 +137,17 @@ def _train_and_evaluate(
     writers = cleanup.enter_context(contextlib.closing(logs.Writers(workdir, start)))
 
     def save_before_bad_data():
-        # Alone: a process cannot save what the others, who know of no bad data, go on with.
-        if saved != done and jax.process_count() == 1:
-            if window:
-                _check_and_log(window, done, config.log_every, writers, progress, inspect, state)
-            checkpoint.save(manager, state.as_tree())
-            logs.say(f"saved step {done}; the same command goes on from there")
+        if saved == int(state.step):
+            return
+        good = window[: len(window) - (done - int(state.step))]
+        if good:
+            at = int(state.step)
+            _check_and_log(good, at, config.log_every, writers, progress, inspect, state)
+        checkpoint.save(manager, state.as_tree())
+        logs.say(f"saved step {int(state.step)}; the same command goes on from there")
 
     with cleanup, StopSignals() as stop:
-        batches = progress.timed(_first(save_before_bad_data, make_batches()))
+        batches = progress.timed(_first(save_before_bad_data, batches))
         for done, (frames, indices) in enumerate(batches, start=start + 1):
             crop = crop_at(
                 (done - 1) / total_steps, config.augment.crop, config.augment.crop_schedule
@@ -152,11 +162,15 @@ def _train_and_evaluate(
             stopping = (logging or jax.process_count() == 1) and mesh.in_any_process(bool(stop))
             saving = done % config.checkpoint_every == 0
             if evaluating or stopping or logging or saving:
+                if several and window[-1]["unreadable"]:
+                    save_before_bad_data()
+                    raise source.error or spec.DataError("another process met a file that it names")
                 _check_and_log(window, done, config.log_every, writers, progress, inspect, state)
                 window = []
             if evaluating:
                 with progress.paused():
-                    confusion, maps = score(state.variables())
+                    with _saving(save_before_bad_data):
+                        confusion, maps, _ = score(state.variables())
                     result = metrics.scores(confusion)
                     writers.scalars(done, miou=result.miou, pixel_accuracy=result.pixel_accuracy)
                     for index, classes in maps.items():
@@ -181,10 +195,10 @@ def _train_and_evaluate(
         # The latest, if the run had been longer and was stopped before it was evaluated.
         best = checkpoint.best_or_latest(manager)
         variables = checkpoint.restore_variables(manager, best, mesh.replicated(devices))
-    confusion, maps = score(variables)
+    confusion, maps, left_out = score(variables)
     scores = metrics.scores(confusion)
     if mesh.is_first():
-        facts = {"model": config.model.name, "step": best}
+        facts = {"model": config.model.name, "step": best, "left_out": left_out}
         evaluator.write_report(workdir / "evaluation.json", confusion, eval_set, **facts)
         evaluator.write_overlays(workdir / "overlays", eval_set, maps)
     print(f"\nbest checkpoint, step {best}, on {config.input.dataset} {eval_set.split}:")
@@ -214,6 +228,8 @@ def make_train_step(
     schedule: optax.Schedule,
     gather: Callable | None,
     crop: tuple[int, int],
+    *,
+    several: bool = False,
 ) -> Callable:
     """The step of a config, jitted (see step.jit_train_step), at one crop: (h, w) in pixels."""
     augmentation = config.augment.to_dict()
@@ -221,6 +237,7 @@ def make_train_step(
     return step.jit_train_step(
         devices,
         gather,
+        several=several,
         model=model,
         loss_fn=functools.partial(models.get(config.model.name).loss, **config.loss),
         tx=tx,
@@ -241,6 +258,27 @@ def _check_accumulate(config: ml_collections.ConfigDict, num_devices: int) -> No
             f"batch_size {config.batch_size} cannot go through {num_devices} devices in accumulate"
             f" {parts} parts; use a batch_size that {parts * num_devices} divides, or another accumulate"
         )
+
+
+def _check_norms(config: ml_collections.ConfigDict, model: nn.Module, variables: Any) -> None:
+    """Refuses a batch so small that a norm would see one value per channel (behind a mean over the image)."""
+    crops = [config.augment.crop, *(crop for _, crop in config.augment.crop_schedule)]
+    part = config.batch_size // config.accumulate
+    image = jax.ShapeDtypeStruct((part, *min(crops, key=math.prod), 3), jnp.float32)
+    rngs = {"dropout": jax.random.key(0)}
+    try:
+        jax.eval_shape(
+            lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"], rngs=rngs),
+            variables,
+            image,
+        )
+    except TooFewValues as error:
+        parts = f" in accumulate {config.accumulate} parts" if config.accumulate > 1 else ""
+        raise ValueError(
+            f"batch_size {config.batch_size}{parts} is too small for {config.model.name}: {error};"
+            f" use a batch_size of {2 * config.accumulate} or more (images of many sizes share a batch with"
+            " input.canvas=(h, w))"
+        ) from None
 
 
 def _initial_variables(model: Any, seed: int, sharding: Any) -> dict[str, Any]:
@@ -275,35 +313,36 @@ def _describe(workdir, config, model, state, train_set, eval_set, total_steps, d
 
 def _input(
     config: ml_collections.ConfigDict, dataset: Any, devices: Any, start: int, total_steps: int
-) -> tuple[Any, Callable[[], Iterator]]:
-    """Returns the resident set (or None) and a function that yields (frames, indices) from step `start` on."""
+) -> tuple[pipeline.Resident | pipeline.Streaming, Iterator]:
+    """Returns the resident set or the stream, and batches (frames, indices) from step `start` on."""
     shard = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     if config.input.mode == "resident":
         resident = pipeline.Resident(dataset, sharding=mesh.replicated(devices))
 
-        def batches():
+        def gathered():
             for at in range(start, total_steps):
                 indices = pipeline.batch_indices(
                     config.seed, at, len(dataset), config.batch_size, **shard
                 )
                 yield resident.arrays, *mesh.place(devices, indices)
 
-        return resident, batches
+        return resident, gathered()
+
+    stream = pipeline.Streaming(
+        dataset,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        start_step=start,
+        num_steps=total_steps - start,
+        **shard,
+    )
 
     def streamed():
-        stream = pipeline.Streaming(
-            dataset,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            start_step=start,
-            num_steps=total_steps - start,
-            **shard,
-        )
         for images, labels, indices in stream:
             images, labels, indices = mesh.place(devices, images, labels, indices)
             yield (images, labels), indices
 
-    return None, streamed
+    return stream, streamed()
 
 
 def _evaluator(
@@ -311,8 +350,8 @@ def _evaluator(
     devices: jax.sharding.Mesh,
     model: nn.Module,
     dataset: spec.Dataset,
-) -> Callable[[dict[str, Any]], tuple[np.ndarray, dict[int, np.ndarray]]]:
-    """A function of variables: the confusion matrix over a dataset, and the class maps of config.eval.overlays images."""
+) -> Callable[[dict[str, Any]], tuple[np.ndarray, dict[int, np.ndarray], list[str]]]:
+    """A function of variables: confusion matrix, class maps of config.eval.overlays images, names of what was left out."""
     num_classes = dataset.table.num_classes
     # The last batch is padded and masked, so a batch may be of any size; here, of a multiple of the devices.
     batch_size = -(-config.eval.batch_size // devices.devices.size) * devices.devices.size
@@ -322,10 +361,11 @@ def _evaluator(
     own = batch_size // jax.process_count()
     near = [i for i in range(len(dataset)) if multiple or i % batch_size < own]
     shown = frozenset(near[i] for i in evaluator.spread(len(near), config.eval.overlays))
+    readable, wrong = pipeline.leaving_out(dataset, one_size=not multiple and batch_size > 1)
     # A small set is decoded once; a streamed one is read again for every evaluation.
     batches = functools.partial(
         pipeline.eval_batches,
-        dataset,
+        readable,
         batch_size,
         multiple=multiple,
         process_index=jax.process_index(),
@@ -334,6 +374,7 @@ def _evaluator(
     )
     if config.input.mode == "resident":
         batches = functools.partial(iter, list(batches()))
+        evaluator.left_out(dataset, wrong, config.input.max_bad)
     jitted = infer.jit_eval_step(
         devices,
         model=model,
@@ -347,7 +388,9 @@ def _evaluator(
         def eval_step(*batch):
             return jitted(variables, *mesh.place(devices, *batch))
 
-        return evaluator.evaluate(eval_step, batches(), num_classes, shown)
+        confusion, maps = evaluator.evaluate(eval_step, batches(), num_classes, shown)
+        names = evaluator.left_out(dataset, wrong, config.input.max_bad)
+        return confusion, {i: classes for i, classes in maps.items() if i not in wrong}, names
 
     return score
 
@@ -364,13 +407,20 @@ def crop_at(
     return crop
 
 
-def _first(do: Callable[[], None], batches: Iterable) -> Iterator:
-    """Passes batches on; should the next one fail to come, does something before the error goes on."""
+@contextlib.contextmanager
+def _saving(save: Callable[[], None]) -> Iterator[None]:
+    """Should what is in here meet bad data, saves before the error goes on."""
     try:
-        yield from batches
-    except (ValueError, OSError):
-        do()
+        yield
+    except (spec.DataError, OSError):
+        save()
         raise
+
+
+def _first(save: Callable[[], None], batches: Iterable) -> Iterator:
+    """Passes batches on; should the next one fail to come, saves before the error goes on."""
+    with _saving(save):
+        yield from batches
 
 
 def _check_and_log(
@@ -398,6 +448,8 @@ def _check_and_log(
     """
     first = done - len(window) + 1
     values = [{k: float(v) for k, v in logged.items()} for logged in jax.device_get(window)]
+    for logged in values:
+        logged.pop("unreadable", None)
     for at, logged in enumerate(values, start=first):
         skipped = logged.pop("skipped_in_a_row", SKIPS)
         if not np.isfinite([logged["loss"], logged["gradient_norm"]]).all() and skipped >= SKIPS:

@@ -244,12 +244,16 @@ def train_step(
     return new, logged
 
 
-def jit_train_step(mesh: Mesh, gather: Callable | None = None, **options: Any) -> Callable:
+def jit_train_step(
+    mesh: Mesh, gather: Callable | None = None, *, several: bool = False, **options: Any
+) -> Callable:
     """Compiles train_step for a mesh: the state replicated and donated, the batch split.
 
     Args:
         mesh: The devices, along one axis "data".
         gather: For a resident set: (arrays, indices) -> (images, labels), done inside the step.
+        several: Whether the batches are streamed by several processes. One that cannot read a file gives indices of -1;
+            then the state stays as it was, and "unreadable" is logged as true.
         **options: Everything of train_step after its first four arguments.
 
     Returns:
@@ -260,7 +264,11 @@ def jit_train_step(mesh: Mesh, gather: Callable | None = None, **options: Any) -
     def step(state, frames, indices):
         images, labels = frames if gather is None else gather(frames, indices)
         images, labels = jax.lax.with_sharding_constraint((images, labels), rows)
-        return train_step(state, images, labels, indices, **options)
+        new, logged = train_step(state, images, labels, indices, **options)
+        if several:
+            logged["unreadable"] = unreadable = (indices < 0).any()
+            new = jax.tree.map(lambda n, o: jnp.where(unreadable, o, n), new, state)
+        return new, logged
 
     frames = rows if gather is None else None  # a resident set stays wherever it was put
     return jax.jit(

@@ -390,8 +390,11 @@ def test_processes_with_one_image_each_must_have_one_size():
         refused = pytest.raises(spec.DataError, match="frame1.* is 2x5 pixels")
         with refused if p == 1 else contextlib.nullcontext():
             list(pipeline.eval_batches(dataset, 4, **part))
-        with refused if order[p] == 1 else contextlib.nullcontext():
-            list(stream_of(dataset, num_steps=1, **part))
+        # Alone a process cannot stop: the others learn of it from the indices.
+        stream = stream_of(dataset, num_steps=1, **part)
+        ((_, _, indices),) = stream
+        assert indices.tolist() == [-1 if order[p] == 1 else order[p]]
+        assert ("frame1" in str(stream.error)) == (order[p] == 1)
 
 
 def test_evaluation_refuses_before_it_starts():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rtseg_jax.nn.norm import BatchNorm, BatchNormPReLU, PReLU
+from rtseg_jax.nn.norm import BatchNorm, BatchNormPReLU, PReLU, TooFewValues
 
 EPSILON = 1e-3
 CHANNELS = 5
@@ -64,7 +64,36 @@ def test_output_and_gradients_match_torch(cls, train, platform):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
 
 
-def test_running_statistics_move_a_tenth_towards_the_biased_ones(platform):
+@pytest.mark.parametrize("shape", [(2, 1, 1), (2, 3, 4)])
+@pytest.mark.parametrize("cls", [BatchNorm, BatchNormPReLU])
+def test_running_statistics_over_several_steps_are_torchs(cls, shape, platform):
+    """Two values a channel behind a global pool: there the biased variance is half of torch's."""
+    module = cls(EPSILON)
+    variables = filled(module, normal(*shape, CHANNELS))
+    twin = torch.nn.BatchNorm2d(CHANNELS, EPSILON)
+    stats = {k: np.array(v) for k, v in variables["batch_stats"].items()}
+    twin.running_mean.copy_(torch.tensor(stats["mean"]))
+    twin.running_var.copy_(torch.tensor(stats["var"]))
+    for seed in range(4):
+        x = 2 * normal(*shape, CHANNELS, seed=seed) + 1
+        _, changed = module.apply(variables, jnp.asarray(x), train=True, mutable=["batch_stats"])
+        variables = {**variables, **changed}
+        twin(torch.tensor(x).permute(0, 3, 1, 2))
+    stats = variables["batch_stats"]
+    np.testing.assert_allclose(stats["mean"], twin.running_mean.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stats["var"], twin.running_var.numpy(), rtol=1e-5)
+
+
+def test_one_value_a_channel_is_refused_in_training(platform):
+    module = BatchNorm(EPSILON, name="norm")
+    x = jnp.asarray(normal(1, 1, 1, CHANNELS))
+    variables = module.init(jax.random.key(0), x, train=True)
+    with pytest.raises(TooFewValues, match=r"one value per channel in training \(\[1, 1, 1, 5\]\)"):
+        module.apply(variables, x, train=True, mutable=["batch_stats"])
+    module.apply(variables, x, train=False)
+
+
+def test_running_statistics_move_a_tenth_towards_the_unbiased_ones(platform):
     module = BatchNorm(EPSILON)
     x = 2 * normal(2, 3, 4, CHANNELS) + 1
     variables = module.init(jax.random.key(0), jnp.asarray(x), train=True)
@@ -74,7 +103,7 @@ def test_running_statistics_move_a_tenth_towards_the_biased_ones(platform):
     wide = x.astype(np.float64)
     stats = changed["batch_stats"]
     np.testing.assert_allclose(stats["mean"], 0.1 * wide.mean((0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * wide.var((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * wide.var((0, 1, 2), ddof=1), rtol=1e-5)
     _, same = module.apply(variables, jnp.asarray(x), train=False, mutable=["batch_stats"])
     np.testing.assert_array_equal(same["batch_stats"]["mean"], np.zeros(CHANNELS))
 
@@ -87,7 +116,7 @@ def test_variance_survives_a_mean_far_from_zero(platform):
     variables["batch_stats"]["mean"] += 999
     _, changed = module.apply(variables, jnp.asarray(x), train=True, mutable=["batch_stats"])
     # E[x^2] - E[x]^2 in float32 would be wrong by several times the variance, 0.01.
-    expected = x.astype(np.float64).var((0, 1, 2))
+    expected = x.astype(np.float64).var((0, 1, 2), ddof=1)
     np.testing.assert_allclose(changed["batch_stats"]["var"], expected, rtol=1e-3)
 
 

@@ -250,13 +250,13 @@ def add_larger_pair(root, split):
 def test_images_of_another_size(root, tmp_path, capsys):
     add_larger_pair(root, "train")
     (line,) = check(root, tmp_path, mode="resident")
-    assert line.startswith("camvid train image z is 24x32 pixels (h x w), the first one 12x16; use")
+    assert line.startswith("camvid train image z is 24x32 pixels (h x w), the first one 12x16; set")
     with pytest.raises(spec.DataError) as raised:
         pipeline.Resident(data.load("camvid", root=root, split="train"))
     assert str(raised.value) == line
     assert "camvid train: 4 pairs, 12x16 (3), 24x32 (1)\n" in capsys.readouterr().out
     (line,) = check(root, tmp_path, mode="streaming")
-    assert "the first one 12x16; use batch_size=1, or set input.size=(h, w)" in line
+    assert "the first one 12x16; set input.canvas=(h, w)" in line
     assert check(root, tmp_path, size=(H, W)) == []
     assert check(root, tmp_path, canvas=(H, W)) == []
 

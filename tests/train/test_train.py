@@ -152,8 +152,8 @@ def test_few_steps_wait_for_the_devices(tmp_path, monkeypatch):
     begun, ended = [], set()
     make, wait = loop.make_train_step, jax.block_until_ready
 
-    def counted(*arguments):
-        step = make(*arguments)
+    def counted(*arguments, **options):
+        step = make(*arguments, **options)
 
         def count(*batch):
             state, logged = step(*batch)

@@ -89,11 +89,7 @@ _ARCHIVES = {
 
 def _files(folder: pathlib.Path, ending: str) -> dict[str, pathlib.Path]:
     """{city/city_sequence_frame: file} of a split's files with this ending."""
-    return {
-        f"{p.parent.name}/{p.name.removesuffix(ending)}": p
-        for p in folder.glob(f"*/*{ending}")
-        if not p.name.startswith(".")  # ._*.png are what macOS leaves in archives
-    }
+    return files.files(folder, ending)
 
 
 def _pairs(

@@ -16,7 +16,8 @@ import pathlib
 from rtseg_jax.data import files, spec
 
 ANNOTATIONS = ("ids", "colors")
-CLASSES = ("classes.txt", "classes.json")
+CLASSES = ("classes.txt", "classes.csv", "classes.json")
+HEADING = ["red", "green", "blue"]  # or r, g, b: of a table of classes
 LabelMap = tuple[tuple[int, int], ...]
 
 
@@ -24,8 +25,9 @@ def read_classes(path: str | os.PathLike[str], name: str = "folder") -> spec.Cla
     """Reads a file of classes.
 
     Args:
-        path: A file of lines `name` or `name R G B` (`#` begins a comment), or a .json list of names or of
-            {"name": ..., "color": [R, G, B]}. Classes without a colour get one of PASCAL VOC's colour map.
+        path: A file of lines `name` or `name R G B` (`#` begins a comment), a CSV of the same with or without the heading
+            `name,r,g,b`, or a .json list of names or of {"name": ..., "color": [R, G, B]}. Classes without a colour get
+            one of PASCAL VOC's colour map.
         name: The table's name.
 
     Raises:
@@ -60,23 +62,27 @@ def write_classes(table: spec.ClassTable, path: str | os.PathLike[str]) -> None:
 
 def _text_rows(path: pathlib.Path) -> list[tuple[str, spec.Color | None]]:
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        words = line.partition("#")[0].split()
-        color = [w for w in words[-3:] if w.isdecimal()]
-        if len(words) > 3 and len(color) == 3:
-            rows.append((" ".join(words[:-3]), _color(path, f"line {number}", map(int, color))))
-        elif words and not any(w.isdecimal() for w in words[1:]):
-            rows.append((" ".join(words), None))
-        elif words:
-            raise spec.DataError(
-                f"{path}, line {number}: expects `name` or `name R G B`, got {line.strip()!r}"
-            )
+    for place, line, cells in files.read_rows(path):
+        if line.startswith("#"):
+            continue
+        split = " ".join(cells) != " ".join(line.split())  # by something else than spaces
+        if not split:
+            cells = line.partition("#")[0].split()
+        color = [cell for cell in cells[-3:] if cell.isdecimal()]
+        if not rows and [cell.lower() for cell in cells[-3:]] in (["r", "g", "b"], HEADING):
+            continue
+        if len(color) == 3 and (len(cells) == 4 or len(cells) > 4 and not split):
+            rows.append((" ".join(cells[:-3]), _color(place, map(int, color))))
+        elif not split and not any(cell.isdecimal() for cell in cells[1:]):
+            rows.append((" ".join(cells), None))
+        else:
+            raise spec.DataError(f"{place}: expects `name` or `name R G B`, got {line!r}")
     return rows
 
 
 def _json_rows(path: pathlib.Path) -> list[tuple[str, spec.Color | None]]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(files.read_text(path))
     except json.JSONDecodeError as error:
         raise spec.DataError(f"{path}: not JSON ({error})") from error
     rows = []
@@ -87,14 +93,14 @@ def _json_rows(path: pathlib.Path) -> list[tuple[str, spec.Color | None]]:
                 f'{path}: expects a list of names or of {{"name": ..., "color": [R, G, B]}}'
             )
         color = row.get("color")
-        rows.append((row["name"], color and _color(path, f"class {number}", color)))
+        rows.append((row["name"], color and _color(f"{path}, class {number}", color)))
     return rows
 
 
-def _color(path: pathlib.Path, where: str, values: object) -> spec.Color:
+def _color(place: str, values: object) -> spec.Color:
     color = tuple(values) if isinstance(values, list | map) else ()
     if len(color) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in color):
-        raise spec.DataError(f"{path}, {where}: a colour is R G B, each 0-255; got {color}")
+        raise spec.DataError(f"{place}: a colour is R G B, each 0-255; got {color}")
     return color
 
 
@@ -191,7 +197,14 @@ def load(
     ]
     names = files.unique_names(image for image, _ in pairs)
     dataset = files.of_files(table, split, names, pairs, lut, hint, upright=True)
-    return dataclasses.replace(dataset, files=(_classes_file(base, classes), *dataset.files))
+    last = max(1, table.num_classes - 1)
+    ids = "".join(f"({i},{i})," for i in range(last))
+    advice = f'where {ignore} is a class, set --config.input.label_map="({ids}({ignore},{last}))"'
+    if annotation == "colors":
+        advice = "where black is a class, list it with its colour, 0 0 0"
+    return dataclasses.replace(
+        dataset, files=(_classes_file(base, classes), *dataset.files), advice=advice
+    )
 
 
 def _has(root: pathlib.Path, split: str) -> bool:
@@ -204,7 +217,7 @@ def _pairs(root: pathlib.Path, split: str) -> list[tuple[pathlib.Path, pathlib.P
     images, labels = root / "images" / split, root / "labels" / split
     for folder in (images, labels):
         if not folder.is_dir():
-            splits = {p.name for p in root.glob("images/*/")}
+            splits = {p.name for p in root.glob("images/[!.]*/")}
             splits |= {p.stem for p in root.glob("*.txt")} - {"classes"}
             raise FileNotFoundError(
                 f"{folder}: no such folder; a folder data set is expected as ROOT/images/SPLIT/*.png or *.jpg "

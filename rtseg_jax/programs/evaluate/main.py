@@ -24,6 +24,7 @@ from rtseg_jax.inference import metrics
 from rtseg_jax.inference.evaluator import (
     counting,
     evaluate,
+    left_out,
     or_null,
     percent,
     spread,
@@ -56,6 +57,7 @@ def evaluate_run(
     flip: bool = False,
     submit: pathlib.Path | None = None,
     official: bool = False,
+    max_bad: int | None = None,
 ) -> metrics.Scores:
     """Evaluates a checkpoint of a run and writes evaluation.json and overlays.
 
@@ -74,6 +76,8 @@ def evaluate_run(
         submit: Folder for the label ids of Cityscapes, at the files' own size, whatever size the network sees; it is
             checked and packed into an archive beside it.
         official: Evaluates them with cityscapesscripts too; they are in output/submission unless `submit` says.
+        max_bad: So many images that cannot be read are left out, and named in evaluation.json; None as the config says,
+            and none for a submission.
 
     Raises:
         ValueError: data of other classes than the run's; a file where a folder is to be; or a submission of another
@@ -105,7 +109,13 @@ def evaluate_run(
         mean=config.augment.mean,
         std=config.augment.std,
     )
-    batches = pipeline.eval_batches(dataset, batch_size, multiple=config.eval.get("multiple", 0))
+    multiple = config.eval.get("multiple", 0)
+    readable, wrong = pipeline.leaving_out(dataset, one_size=not multiple and batch_size > 1)
+    batches = pipeline.eval_batches(readable, batch_size, multiple=multiple)
+    if submit is not None:
+        max_bad = 0
+    elif max_bad is None:
+        max_bad = config.input.get("max_bad", 0)
     visit = None
     if submit is not None:
         submit.mkdir(parents=True, exist_ok=True)
@@ -120,6 +130,7 @@ def evaluate_run(
         spread(len(dataset), overlays),
         visit,
     )
+    names = left_out(dataset, wrong, max_bad)
     output.mkdir(parents=True, exist_ok=True)
     facts = {
         "model": config.model.name,
@@ -128,13 +139,19 @@ def evaluate_run(
         "size": seen or dataset.size,
         "scales": scales,
         "flip": flip,
+        "left_out": names,
     }
-    print(f"{config.model.name}, step {at}, {dataset.table.name} {split}, {len(dataset)} images")
+    print(
+        f"{config.model.name}, step {at}, {dataset.table.name} {split}, {len(dataset) - len(names)} images"
+    )
+    for i in wrong:
+        print(f"left out: {wrong[i]}")
     if submit is not None:
         _pack_submission(submit, dataset.names)
     if official:
         facts["official"] = _official(submit, absolute(config.input.root), dataset)
     result = write_report(output / "evaluation.json", confusion, dataset, **facts)
+    maps = {i: classes for i, classes in maps.items() if i not in wrong}
     write_overlays(output / "overlays", dataset, maps)
     if confusion.any():
         print(table(result, dataset.table.class_names))
@@ -197,6 +214,9 @@ def define(flags: Flags) -> None:
     flags.scales()
     flags.switch("flip", "Average over the mirrored frame too.")
     flags.path("submission", "New folder for Cityscapes' label ids; DIR.zip is for the server.")
+    flags.count(
+        "max_bad", "So many unreadable images are left out; the config's if not given.", None, low=0
+    )
     flags.switch("official", "Evaluate with cityscapesscripts too (iIoU); extra [cityscapes].")
 
 
@@ -216,6 +236,7 @@ def main(given: Given, _: list[str]) -> None:
         flip=given.flip,
         submit=given.submission,
         official=given.official,
+        max_bad=given.max_bad,
     )
 
 

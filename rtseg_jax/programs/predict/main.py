@@ -44,10 +44,11 @@ from rtseg_jax.inference import pictures
 from rtseg_jax.inference.network import Pair
 from rtseg_jax.programs.predict.timing import Clock, as_it_is, timed
 from rtseg_jax.programs.predict.video import VIDEO_ENDINGS, predict_video
-from rtseg_jax.programs.shared.command_line import Flags, Given, Program
+from rtseg_jax.programs.shared.command_line import Flags, Given, Program, check_folder
 from rtseg_jax.programs.shared.process import prepare_process
 
-IMAGE_ENDINGS = (*files.IMAGE_ENDINGS, ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_ENDINGS = (*files.IMAGE_ENDINGS, ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+UNREAD = (".heic", ".heif", ".avif", ".jxl", ".psd", ".svg")  # images that are not
 
 
 KINDS = ("ids", "masks", "overlays")
@@ -79,7 +80,7 @@ def find(inputs: Iterable[str]) -> Found:
     Links to folders are not followed; a file that is named twice counts once. Hidden files, and those of hidden folders,
     are not looked at, unless they are named: by their path, or by a pattern with that dot.
     """
-    files: dict[pathlib.Path, None] = {}
+    given: dict[pathlib.Path, None] = {}
     cameras, problems = [], []
     for text in inputs:
         path = absolute(text)
@@ -100,13 +101,17 @@ def find(inputs: Iterable[str]) -> Found:
             found, nothing = [], f"{text}: no such file, folder or camera"
         if not found:
             problems.append(nothing)
-        files.update(dict.fromkeys(found))
-    for path in list(files):
+        given.update(dict.fromkeys(found))
+    for path in list(given):
         if not os.path.isfile(path):
-            del files[path]
             problems.append(f"{path}: a broken link, or no regular file")
-    videos = tuple(p for p in files if p.suffix.lower() in VIDEO_ENDINGS)
-    images = tuple(p for p in files if p.suffix.lower() not in VIDEO_ENDINGS)
+        elif path.suffix.lower() in UNREAD:
+            problems.append(f"{path}: images of this kind are not read; save it as JPEG or PNG")
+        else:
+            continue
+        del given[path]
+    videos = tuple(p for p in given if p.suffix.lower() in VIDEO_ENDINGS)
+    images = tuple(p for p in given if p.suffix.lower() not in VIDEO_ENDINGS)
     return Found(images, videos, tuple(dict.fromkeys(cameras)), tuple(problems))
 
 
@@ -126,10 +131,8 @@ def _is_hidden(path: pathlib.PurePath, named: Sequence[str] = ()) -> bool:
 def _below(folder: pathlib.Path) -> list[pathlib.Path]:
     return [
         path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in (*IMAGE_ENDINGS, *VIDEO_ENDINGS)
-        and not _is_hidden(path.relative_to(folder))
-        and not os.path.isdir(path)
+        for path in files.below(folder, follow=False)
+        if path.suffix.lower() in (*IMAGE_ENDINGS, *UNREAD, *VIDEO_ENDINGS)
     ]
 
 
@@ -183,6 +186,10 @@ def predict_images(
     _refuse_overwriting(paths, [path for target in targets for path in target.values()])
     clock, problems, work = Clock(), [], []
     for path, target in zip(paths, targets, strict=True):
+        if (pages := files.pages(path)) > 1:
+            print(
+                f"note: {path} has {pages} pages, and the first one is taken; save the others as files"
+            )
         try:
             work.append((image_size(path), path, target))
         except DataError as error:
@@ -275,6 +282,7 @@ def predict(
         raise ValueError(
             "give --input=PATH: an image, a folder, a pattern, a video or a camera's number"
         )
+    check_folder(output, "output")
     found = find(inputs)
     videos = {
         path: output / "videos" / f"{name}.mp4"
