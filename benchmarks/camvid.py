@@ -223,7 +223,7 @@ def train(
     which = "latest" if run.together else "best"
     if run.after:
         source = folder_of(runs, run.after, seed)
-        given += [f"--config.init_from.workdir={source}", f"--config.init_from.checkpoint={which}"]
+        given += [f"--config.init_from.network={source}", f"--config.init_from.checkpoint={which}"]
     if not (workdir / "evaluation.json").is_file():
         _call("train", [*flags, *given], workdir)
     if not (workdir / "evaluation_test" / "evaluation.json").is_file():

@@ -4,7 +4,7 @@ Arguments, any of each kind, separated by commas (the first is the default):
     data set   cityscapes | camvid | streets
     stage      scratch    the 150 epochs behind Tables I to III
                patches    150 epochs on eight 880x880 patches of every frame, before those of finetune
-               finetune   150 epochs from a patches run: --config.init_from.workdir=RUN (Section IV-D)
+               finetune   150 epochs from a patches run: --config.init_from.network=RUN (Section IV-D)
     fusion     concat_ewa | ewa_concat | ewa | concat (Table I) | fpn_pan (Table II)
     final      final_concat | final_add: how the fusion's two branches meet
     attention  plain | residual: whether a CBAM's input is added to its result
@@ -23,6 +23,7 @@ The paper says Adam, momentum 0.9, weight decay 1e-4, batch 10, 150 epochs from 
 import ml_collections
 
 from configs import common
+from rtseg_jax.base import imagenet
 
 # Labelled pixels of each class in the training set, in the order of the train ids.
 PIXEL_COUNTS = {
@@ -54,8 +55,8 @@ def schedule(config: ml_collections.ConfigDict, dataset: str) -> None:
     config.num_epochs = 150
     config.augment.crop = (880, 880)
     config.augment.jitter = (0.2, 0.2, 0.2)
-    config.augment.mean = common.IMAGENET_MEAN
-    config.augment.std = common.IMAGENET_STD
+    config.augment.mean = imagenet.MEAN
+    config.augment.std = imagenet.STD
     config.optim.lr = 5e-4
     config.optim.method.update({"name": "adam", "weight_decay": 1e-4})
     config.eval.every_epochs = 10

@@ -2,12 +2,14 @@
 
 Arguments, any of each kind, separated by commas (the first is the default):
     data set   cityscapes | camvid | streets
+    stage      scratch     all weights are drawn
+               pretrained  the paper's way: the trunk begins with --config.init_from.file=ImageNet weights of ResNet-18
     fusion     ffdn | ln | in | general | no_fusion (Tables II and III)
     attention  vertical | horizontal | conventional | no_attention (Table III)
     squash     train_squash | no_train_squash (Cityscapes)
     length     full | smoke
 
-The paper says ImageNet weights for ResNet-18 (--config.init_from.file), batch 4, SGD with momentum 0.9 and weight decay
+The paper says ImageNet weights for ResNet-18, batch 4, SGD with momentum 0.9 and weight decay
 1e-4, colour jitter, flips, the scales below (1.25 is not among them), OHEM, and tests frames of 1024x2048 squashed to
 1024x1024. Readings:
   * training squashes the frames too, before scale and crop, or people would be wider in training than in the test;
@@ -23,6 +25,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from configs import common
+from rtseg_jax.base import imagenet
 
 
 def schedule(config: ml_collections.ConfigDict, dataset: str, train_squash: bool) -> None:
@@ -34,8 +37,8 @@ def schedule(config: ml_collections.ConfigDict, dataset: str, train_squash: bool
     config.num_epochs = 300
     config.augment.scales = (0.75, 1.0, 1.5, 1.75, 2.0)
     config.augment.jitter = (0.5, 0.5, 0.5)
-    config.augment.mean = common.IMAGENET_MEAN
-    config.augment.std = common.IMAGENET_STD
+    config.augment.mean = imagenet.MEAN
+    config.augment.std = imagenet.STD
     config.optim.lr = 2.5e-3
     config.optim.method.update({"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4})
     config.optim.schedule.update({"warmup_steps": 1000, "warmup_start": 4e-3})
@@ -54,6 +57,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     word = common.parse(
         argument,
         dataset=common.DATASETS,
+        stage=("scratch", "pretrained"),
         fusion=("ffdn", "ln", "in", "general", "no_fusion"),
         attention=("vertical", "horizontal", "conventional", "no_attention"),
         squash=("train_squash", "no_train_squash"),
@@ -66,6 +70,12 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         attention="none" if word["attention"] == "no_attention" else word["attention"],
     )
     schedule(config, word["dataset"], train_squash=word["squash"] == "train_squash")
+    config.init_from.required = word["stage"] == "pretrained"
+    config.init_from.modules = ("backbone",)
+    if word["dataset"] != "streets":
+        config.init_from.papers = (
+            "the trunk with ImageNet weights: asap.py:pretrained with --config.init_from.file=FILE"
+        )
     if word["length"] == "smoke":
         common.smoke(config)
     config.loss = ml_collections.ConfigDict(

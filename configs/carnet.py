@@ -31,6 +31,7 @@ padded all around; the scales are its):
 import ml_collections
 
 from configs import common
+from rtseg_jax.base import imagenet
 
 CROPS = {"nyuv2": (500, 500), "ade20k": (580, 580), "cityscapes": (800, 800), "camvid": (360, 480)}
 # Modules, chained residual pooling, semantic terms.
@@ -55,8 +56,8 @@ def schedule(config: ml_collections.ConfigDict, dataset: str) -> None:
     config.augment.scale_law = "uniform"
     config.augment.min_side = 0 if dataset == "camvid" else 350
     config.augment.flip = 0.5
-    config.augment.mean = common.IMAGENET_MEAN
-    config.augment.std = common.IMAGENET_STD
+    config.augment.mean = imagenet.MEAN
+    config.augment.std = imagenet.STD
     config.optim.lr = 5e-3 if small else 1e-2  # of the decoder
     config.optim.schedule.update(
         {"kind": "step", "decay": 0.5 if small else 0.2, "every_epochs": 100}
@@ -99,6 +100,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     schedule(config, word["dataset"])
     config.init_from.required = pretrained
     config.init_from.modules = ("backbone",)
+    if word["dataset"] != "streets":
+        config.init_from.papers = "the trunk with ImageNet weights: carnet.py:pretrained with --config.init_from.file=FILE"
     if word["length"] == "smoke":
         common.smoke(config)
         config.input.eval_split = "val"

@@ -7,8 +7,6 @@ import ml_collections
 from ml_collections import config_dict
 
 DATASETS = ("cityscapes", "camvid", "streets")
-IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 def parse(argument: str | None, **choices: tuple[str, ...]) -> dict[str, str]:
@@ -115,10 +113,12 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
     config.init_from = ml_collections.ConfigDict(
         {
             "required": False,
-            "workdir": "",  # of another run, whose weights this one begins with
+            "network": "",  # a run's folder or a bundle, whose weights this run begins with
             "file": "",  # of PyTorch instead, whose backbone it begins with
-            "checkpoint": "best",
-            "modules": ("backbone", "classifier"),
+            "checkpoint": "best",  # of a run
+            "modules": ("backbone", "classifier"),  # what is taken; () is whatever fits
+            "first": (),  # keys and values of a run that comes before this one, in WORKDIR/first
+            "papers": "",  # how the paper begins, said where a run does not
         }
     )
     config.eval = ml_collections.ConfigDict(
@@ -169,5 +169,5 @@ def smoke(config: ml_collections.ConfigDict) -> None:
     config.batch_size = 4
     config.log_every = 1
     config.augment.crop = (32, 64)
-    config.init_from.required = False
+    config.init_from.update({"required": False, "papers": ""})
     config.eval.update({"every_steps": 2, "batch_size": 4, "overlays": 1})

@@ -12,6 +12,7 @@ colour noise, cross-entropy. Readings:
 import ml_collections
 
 from configs import common
+from rtseg_jax.base import imagenet
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
@@ -27,8 +28,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         config.augment.scale_range = (0.5, 2.0)
         config.augment.scale_law = "log_uniform"
         config.augment.jitter = (0.4, 0.4, 0.4)
-        config.augment.mean = common.IMAGENET_MEAN
-        config.augment.std = common.IMAGENET_STD
+        config.augment.mean = imagenet.MEAN
+        config.augment.std = imagenet.STD
         config.optim.lr = 4.5e-2
         config.optim.method.update({"name": "sgd", "weight_decay": 4e-5})
         config.optim.method.groups = ((r"depthwise/conv/kernel", 1.0, 0.0),)

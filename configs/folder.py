@@ -10,6 +10,7 @@ are those of its paper. Arguments: any variant of models.VARIANTS, then full | s
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from configs import affnet, asap, carnet, common, dabnet, eacnet, erfnet, fast_scnn, spssnet
 
@@ -46,13 +47,14 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config.augment.crop = (512, 512)
     config.augment.scale_range = (0.5, 2.0)
     config.augment.jitter = (0.3, 0.3, 0.3)
-    config.augment.mean = common.IMAGENET_MEAN
-    config.augment.std = common.IMAGENET_STD
+    # Those of init_from.network, else ImageNet's.
+    config.augment.mean = config_dict.placeholder(tuple)
+    config.augment.std = config_dict.placeholder(tuple)
     config.optim.lr = 1e-3
     config.optim.method.update({"name": "adamw", "weight_decay": 1e-2})
     config.optim.schedule.warmup_steps = 100
     config.eval.every_epochs = 10
-    config.init_from.modules = ("backbone",)
+    config.init_from.modules = ()
     if word["length"] == "smoke":
         common.smoke(config)
     config.loss = source.loss

@@ -18,7 +18,7 @@ COMBINATIONS = [
         for words in itertools.product(
             ("dabnet", "erfnet"),
             ("cityscapes", "camvid", "streets"),
-            ("scratch", "stage1", "stage2", "control"),
+            ("scratch", "two_stage", "stage1", "stage2", "control"),
             ("self_calibration", "non_local"),
         )
     ),
@@ -218,9 +218,9 @@ def test_no_key_is_never_read(tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "write", lambda config, workdir: None)
     monkeypatch.setattr(settings, "check", lambda config: None)
     with config.unlocked():
-        config.init_from.workdir = ""
+        config.init_from.network = ""
     loop.train_and_evaluate(config, str(tmp_path / "run"))
-    # Read only with init_from.workdir, and where steps are not given.
+    # Read only with init_from.network, and where steps are not given.
     elsewhere = {"init_from.checkpoint", "init_from.modules", "num_epochs", "eval.every_epochs"}
     assert every - read == elsewhere
 

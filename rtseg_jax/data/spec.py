@@ -108,7 +108,7 @@ class Dataset:
     size: tuple[int, int] | None
     load: Callable[[int], tuple[np.ndarray, np.ndarray]]
     files: tuple[pathlib.Path, ...] = ()
-    advice: str = "look at the label files"
+    advice: str = "if they look right, see how they are read (input.annotation)"
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -135,7 +135,7 @@ def too_few_classes(dataset: Dataset, counts: np.ndarray) -> str:
     if len(names) == 1:
         return (
             f"{title}: the list of classes has '{names[0]}' alone, and a network tells two or more apart; give the"
-            f" background a class too, in the list and in the labels: {dataset.advice}"
+            f" background a class too, in the list and in the labels ({dataset.advice})"
         )
     seen = [name for name, n in zip(names, counts, strict=False) if n]
     if len(seen) > 1:
@@ -143,7 +143,7 @@ def too_few_classes(dataset: Dataset, counts: np.ndarray) -> str:
     found = " and ".join(
         [*(f"the class '{n}'" for n in seen), *["ignored pixels"] * bool(counts[IGNORE])]
     )
-    return f"{title}: all labels hold nothing but {found}; there is nothing to tell apart: {dataset.advice}"
+    return f"{title}: all labels hold nothing but {found}; there is nothing to tell apart; label more, or, {dataset.advice}"
 
 
 def resize_image(image: Image3, size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:

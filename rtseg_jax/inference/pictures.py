@@ -1,8 +1,11 @@
 """Class maps as pictures: laid over the photo, above a legend of the classes that are shown."""
 
 import base64
+import contextlib
 import functools
 import io
+import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,62 @@ def overlay(photo: Image3, classes: Label, table: ClassTable) -> Image3:
     return np.asarray(Image.blend(Image.fromarray(photo), colors, OPACITY))
 
 
+_FONTS = (  # where systems keep theirs
+    "/usr/share/fonts",
+    "/usr/local/share/fonts",
+    "~/.fonts",
+    "~/.local/share/fonts",
+    "/Library/Fonts",
+    "/System/Library/Fonts",
+    "~/Library/Fonts",
+    "C:/Windows/Fonts",
+)
+
+
+def writable(
+    names: Mapping[str, str], size: int
+) -> tuple[list[str], ImageFont.FreeTypeFont | ImageFont.ImageFont]:
+    """Names as they can be written, and a font that does: Pillow's, or one of the system that has all their letters.
+
+    Args:
+        names: {name: what stands for it where no font has its letters}, which is said once.
+        size: Of the letters, in pixels.
+    """
+    letters = frozenset("".join(names)) - set(" \t")
+    path = _font_of(letters)
+    font = ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
+    written = [n if path or _has(font, frozenset(n)) else other for n, other in names.items()]
+    if missing := tuple(n for n, w in zip(names, written, strict=True) if n != w):
+        _say_once(missing)
+    return written, font
+
+
+@functools.lru_cache
+def _font_of(letters: frozenset[str]) -> str:
+    """The file of the system's font that has these letters; "" where Pillow's own has them, or no font does."""
+    if _has(ImageFont.load_default(20), letters):
+        return ""
+    for folder in _FONTS:
+        for path in sorted(pathlib.Path(folder).expanduser().rglob("*")):
+            with contextlib.suppress(OSError):
+                if path.suffix.lower() in (".ttf", ".otf", ".ttc") and _has(
+                    ImageFont.truetype(path, 20), letters
+                ):
+                    return str(path)
+    return ""
+
+
+def _has(font: Any, letters: frozenset[str]) -> bool:
+    """Whether a font draws none of these as what stands for a letter that it lacks."""
+    lacking = bytes(font.getmask("\U0010fffe"))
+    return not any(bytes(font.getmask(c)) == lacking for c in letters if not c.isspace())
+
+
+@functools.lru_cache
+def _say_once(names: tuple[str, ...]) -> None:
+    print(f"no font here has all letters of {', '.join(names)}: pictures show the classes' numbers")
+
+
 @functools.lru_cache(maxsize=64)  # the frames of a video have one
 def legend(table: ClassTable, shown: tuple[int, ...], width: int) -> Image3:
     """A strip of coloured squares with the names of classes, in as many lines as they need.
@@ -32,8 +91,7 @@ def legend(table: ClassTable, shown: tuple[int, ...], width: int) -> Image3:
         width: Width of the strip in pixels; it is wider where not even one name fits.
     """
     unit = max(1, width // _READABLE)
-    font = ImageFont.load_default(10 * unit)
-    names = [table.class_names[c] for c in shown]
+    names, font = writable({table.class_names[c]: f"class {c}" for c in shown}, 10 * unit)
     column = max([_COLUMN * unit, *(30 * unit + int(font.getlength(name)) for name in names)])
     columns = max(1, width // column)
     line = _LINE * unit

@@ -10,7 +10,8 @@ Readings (where the paper is silent or contradicts itself, and what its tables s
   * on ResNet, "1x1 Conv x 2" is c -> 256 -> 256, at 1/32 it is 2048 -> 1024 -> 256. On MobileNetV2, one 1x1 widens
     each stage's output, and those of equal resolution are added;
   * the global feature is the mean of the trunk's last map before any other layer, then c -> 128 -> 256;
-  * the widths inside the module are known by its parameters only (0.225 M at 150 classes): 128 wherever it is open;
+  * the widths inside the module are known by its parameters only, "approximately 0.225 M" each: 128 wherever it is
+    open makes four modules and the convolutions of the global feature 0.896 M at 150 classes, 0.224 M for each module;
   * a fused map goes through ReLU (ReLU6 on MobileNetV2) and a chain of four 5x5 max pools with 1x1 convolutions, but
     for the last stage through another 1x1, and is upsampled with corners aligned to the size of the next;
   * dropout 0.5 on the two deepest resolutions of a ResNet, as light-weight RefineNet has it; the paper has no word;

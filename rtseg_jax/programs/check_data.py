@@ -143,12 +143,14 @@ def size_problems(survey: Survey) -> list[str]:
     return lines
 
 
-def class_problems(survey: Survey) -> list[str]:
-    """What only the labels of a whole training split show: classes that never occur, or nothing but ignored pixels."""
+def class_problems(survey: Survey, *, held_out: bool) -> list[str]:
+    """What only the labels of a whole split show: nothing to tell apart; of a training split, classes that never occur."""
     if not survey.examples:
         return []
-    if not any(survey.pixel_counts):
-        return [f"{survey.title}: every pixel of every label is ignored; there is nothing to learn"]
+    if problem := spec.too_few_classes(survey.dataset, survey.counts):
+        return [problem]
+    if held_out:
+        return []
     names = survey.dataset.table.class_names
     absent = [name for name, n in zip(names, survey.pixel_counts, strict=True) if not n]
     return [f"{survey.title}: the class '{name}' never occurs" for name in absent]
@@ -192,7 +194,8 @@ def weights(pixel_counts: tuple[int, ...]) -> str:
     """What configs/ take for these pixels of each class: ENet's and ERFNet's weights, and what OWFL follows from."""
 
     def line(values: Iterable[float]) -> str:
-        return f"({', '.join(f'{value:.4f}' for value in values)})"
+        text = ", ".join(f"{value:.4f}" for value in values)
+        return f"({text})" if "," in text else f"({text},)"
 
     return "\n".join(
         (
@@ -236,7 +239,8 @@ def _pictures(survey: Survey) -> Image.Image:
     for k, (i, pair) in enumerate(zip(shown, pairs, strict=True)):
         x, y = k % COLUMNS * 2 * CELL, LINE + k // COLUMNS * height
         block.paste(pair, (x, y))
-        draw.text((x + 4, y + pair.height + 1), dataset.name(i), fill="black")
+        (name,), font = pictures.writable({dataset.name(i): f"image {i}"}, 10)
+        draw.text((x + 4, y + pair.height + 1), name, fill="black", font=font)
     return block
 
 
@@ -289,8 +293,7 @@ def survey_split(config: ConfigDict, split: str) -> tuple[Survey | None, list[st
         resident, together = False, config.eval.batch_size
     if not any_size and (resident or together > 1):
         problems += size_problems(survey)
-    if in_training:
-        problems += class_problems(survey)
+    problems += class_problems(survey, held_out=not in_training)
     return survey, problems
 
 

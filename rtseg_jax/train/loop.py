@@ -24,7 +24,7 @@ from rtseg_jax.inference import evaluator, metrics
 from rtseg_jax.inference import program as infer
 from rtseg_jax.nn.norm import TooFewValues
 from rtseg_jax.train import logs, optim, step
-from rtseg_jax.train.begin import begin
+from rtseg_jax.train.begin import begin, first_stage, with_preprocessing
 from rtseg_jax.train.guard import StopSignals, alone_in, in_one_line, make_workdir
 from rtseg_jax.weights import checkpoint
 
@@ -62,6 +62,17 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
     settings.check(config)
     workdir = make_workdir(workdir)
     with in_one_line(config, workdir), alone_in(workdir), contextlib.ExitStack() as cleanup:
+        config = with_preprocessing(config, workdir)
+        if config.init_from.first:
+            before = str(workdir / "first")
+            if first := first_stage(config, workdir):
+                print(f"the first of two stages goes to {before}")
+                result = train_and_evaluate(first, before)
+                if result["miou"] is None:
+                    return result
+            config = ml_collections.ConfigDict(config).unlock()
+            config.init_from.network = before
+            config.lock()
         return _train_and_evaluate(config, workdir, cleanup)
 
 

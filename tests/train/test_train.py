@@ -11,6 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from rtseg_jax import main
 from rtseg_jax.base import config as settings
@@ -191,9 +192,9 @@ def test_stage_two_begins_with_stage_one(four_steps, tmp_path, capsys):
     first = tmp_path / "first"
     loop.train_and_evaluate(tiny(num_steps=2, model__options={"attention": "none"}), str(first))
     capsys.readouterr()
-    config = tiny(num_steps=2, init_from__workdir=str(first), optim__lr=0.0)
+    config = tiny(num_steps=2, init_from__network=str(first), optim__lr=0.0)
     loop.train_and_evaluate(config, str(tmp_path / "second"))
-    assert "initialised backbone, classifier from" in capsys.readouterr().out
+    assert f"initialised from {first}, step 2; drawn anew: attention\n" in capsys.readouterr().out
     _, one = final_state(first)
     _, two = final_state(tmp_path / "second")
     shared = [n for n in one if n.startswith("['ema']['params']")]
@@ -214,7 +215,7 @@ def test_backbone_from_a_torch_file(tmp_path, capsys):
     torch.save(twin.state_dict(), tmp_path / "dabnet.pth")
     config = tiny(init_from__file=str(tmp_path / "dabnet.pth"), optim__lr=0.0)
     loop.train_and_evaluate(config, str(tmp_path / "run"))
-    assert "dabnet.pth; fresh: attention, classifier" in capsys.readouterr().out
+    assert "dabnet.pth; drawn anew: attention, classifier" in capsys.readouterr().out
     _, state = final_state(tmp_path / "run")
     kernel = twin.backbone.block1_2.conv3x3.weight.detach().numpy().transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(
@@ -222,9 +223,79 @@ def test_backbone_from_a_torch_file(tmp_path, capsys):
     )
 
 
+def test_two_stages_are_one_command(tmp_path, capsys):
+    config = tiny(num_steps=2, init_from__first=(("model.options.attention", "none"),))
+    whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
+    loop.train_and_evaluate(config, whole)
+    said = capsys.readouterr().out
+    assert f"initialised from {whole}/first, step 2; drawn anew: attention\n" in said
+    assert "attention" not in (tmp_path / "whole/first/params.txt").read_text()
+    for _ in range(2):  # within the first stage, then within the second
+        with stopped_at(1):
+            assert loop.train_and_evaluate(config, cut)["miou"] is None
+    loop.train_and_evaluate(config, cut)
+    assert_same_run(whole, cut)
+    assert "resuming" in capsys.readouterr().out
+
+
+def test_whatever_fits_is_taken_with_its_normalisation(tmp_path, capsys):
+    """What one's own data begin with: another list of classes, and no mean of its own."""
+    first = tmp_path / "first"
+    loop.train_and_evaluate(tiny(num_steps=2, augment__mean=(1.0, 2.0, 3.0)), str(first))
+    root = tmp_path / "mine"
+    for kind in ("images", "labels"):
+        for split in ("train", "val"):
+            (root / kind / split).mkdir(parents=True)
+            for i in range(4):
+                values = np.random.default_rng(i).integers(0, 3, (64, 96), np.uint8)
+                Image.fromarray(values).save(root / kind / split / f"{i}.png")
+    (root / "classes.txt").write_text("a\nb\nc\n")
+    config = tiny_run.override(
+        settings.load("folder:eacnet_dabnet,smoke"),
+        {
+            "input__dataset": "folder",
+            "input__root": str(root),
+            "input__size": (64, 96),
+            "input__num_train": None,
+            "optim__lr": 0.0,
+            "init_from__network": str(first),
+            "augment__mean": None,
+            "augment__std": None,
+        },
+    )
+    capsys.readouterr()
+    loop.train_and_evaluate(config, str(tmp_path / "second"))
+    said = capsys.readouterr().out
+    assert "drawn anew: attention/key, attention/query, classifier\n" in said, said
+    used = json.loads((tmp_path / "second" / "config.json").read_text())["augment"]
+    assert used["mean"] == [1.0, 2.0, 3.0] and "note:" not in said
+    (_, one), (_, two) = (final_state(tmp_path / name) for name in ("first", "second"))
+    name = "['params']['backbone']['block2_3']['conv1x1']['kernel']"
+    np.testing.assert_array_equal(two[name], one[f"['ema']{name}"])
+
+
+def test_what_a_network_was_shown_otherwise_is_said(four_steps, tmp_path, capsys):
+    config = tiny(num_steps=2, init_from__network=str(four_steps[0]), augment__std=(9.0, 9.0, 9.0))
+    capsys.readouterr()
+    loop.train_and_evaluate(config, str(tmp_path / "run"))
+    assert (
+        f"note: {four_steps[0]} was trained with --config.augment.std=(60.0, 60.0, 60.0); this run is not"
+        in capsys.readouterr().out
+    )
+
+
+def test_how_the_paper_begins_is_said_where_a_run_does_not(tmp_path, capsys):
+    for name in ("asap", "eacnet", "carnet:resnet50,nyuv2"):
+        assert settings.load(name).init_from.papers
+    for name in ("asap:streets", "eacnet:two_stage", "eacnet:stage1", "asap:smoke"):
+        assert not settings.load(name).init_from.papers
+    loop.train_and_evaluate(tiny(num_steps=1, init_from__papers="a hat"), str(tmp_path / "run"))
+    assert "note: all weights are drawn; the paper begins with a hat\n" in capsys.readouterr().out
+
+
 def test_stage_two_without_a_first_run_says_so(tmp_path):
     config = tiny(init_from__required=True)
-    with pytest.raises(ValueError, match="--config.init_from.workdir=RUN"):
+    with pytest.raises(ValueError, match="--config.init_from.network=RUN"):
         loop.train_and_evaluate(config, str(tmp_path / "run"))
 
 
@@ -263,7 +334,7 @@ def test_crop_schedule():
         ),
         ({"optim__method__name": "lion"}, "choose one of adam, adamw, sgd"),
         ({"loss__kind": "dice"}, "'cross_entropy' or 'ohem'"),
-        ({"init_from__file": "a.pth", "init_from__workdir": "b"}, "both given; choose one"),
+        ({"init_from__file": "a.pth", "init_from__network": "b"}, "both given; choose one"),
         ({"init_from__file": "nothing.pth"}, "no file nothing.pth"),
     ],
 )
