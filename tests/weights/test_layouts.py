@@ -21,6 +21,7 @@ TIMM = "MobileNetV2 of timm"
 ERFNET = "ERFNet as its authors released it"
 DABNET = "DABNet as its authors released it"
 FAST_SCNN = "Fast-SCNN of Tramac"
+DDRNET = "DDRNet as its authors released it"
 
 # Keys as they stand in the public files, at least one for each rule.
 PAIRS = {
@@ -127,8 +128,41 @@ PAIRS = {
         classifier.conv.1.weight classifier.conv.weight
         auxlayer.0.weight -
         """,
+    DDRNET: """
+        conv1.0.weight backbone.stem1.conv.weight
+        conv1.1.bias backbone.stem1.norm.bias
+        conv1.3.bias backbone.stem2.conv.bias
+        conv1.4.weight backbone.stem2.norm.weight
+        layer2.0.downsample.0.weight backbone.layer2_block0.shortcut.conv.weight
+        layer3.1.bn2.weight backbone.layer3_block1.conv2.norm.weight
+        layer3_.0.conv1.weight backbone.detail3_block0.conv1.conv.weight
+        layer5_.0.conv3.weight backbone.detail5_block0.conv3.conv.weight
+        layer5.0.downsample.1.bias backbone.layer5_block0.shortcut.norm.bias
+        compression4.0.weight backbone.compress4.conv.weight
+        down3.1.weight backbone.down3.norm.weight
+        down4.0.weight backbone.down4_1.conv.weight
+        down4.4.bias backbone.down4_2.norm.bias
+        spp.scale0.0.weight pyramid.scale0.norm.weight
+        spp.scale0.2.weight pyramid.scale0.conv.weight
+        spp.scale4.1.bias pyramid.scale4.norm.bias
+        spp.scale4.3.weight pyramid.scale4.conv.weight
+        spp.process2.0.weight pyramid.process2.norm.weight
+        spp.process4.2.weight pyramid.process4.conv.weight
+        spp.compression.2.weight pyramid.compress.conv.weight
+        spp.shortcut.0.bias pyramid.shortcut.norm.bias
+        final_layer.bn1.weight classifier.norm.weight
+        final_layer.conv1.weight classifier.conv1.conv.weight
+        final_layer.bn2.bias classifier.conv1.norm.bias
+        final_layer.conv2.bias classifier.conv2.bias
+        seghead_extra.conv2.weight aux.conv2.weight
+        """,
 }
-WHOLE = {ERFNET: ("erfnet", {}), DABNET: ("dabnet", {}), FAST_SCNN: ("fast_scnn", {})}
+WHOLE = {
+    ERFNET: ("erfnet", {}),
+    DABNET: ("dabnet", {}),
+    FAST_SCNN: ("fast_scnn", {}),
+    DDRNET: ("ddrnet23_slim", {}),
+}
 
 
 def pairs(name):
