@@ -21,6 +21,7 @@ from configs import (
     eacnet,
     erfnet,
     fast_scnn,
+    pidnet_s,
     spssnet,
 )
 
@@ -42,6 +43,7 @@ PAPERS = {
     "fast_scnn": (fast_scnn, ""),
     "spssnet": (spssnet, ""),
     "ddrnet23_slim": (ddrnet23_slim, ""),
+    "pidnet_s": (pidnet_s, ""),
 }
 
 

@@ -17,6 +17,7 @@ from rtseg_jax.torch_ref.carnet import CARNet
 from rtseg_jax.torch_ref.ddrnet import DDRNet
 from rtseg_jax.torch_ref.eacnet import EACNet, upsample
 from rtseg_jax.torch_ref.erfnet import ERFNet
+from rtseg_jax.torch_ref.pidnet import PIDNet
 
 __all__ = ["VARIANTS", "Program", "create", "load", "upsample"]
 
@@ -37,6 +38,7 @@ VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "spssnet": (SPSSNet, {}),
     "asap": (ASAP, {}),
     "ddrnet23_slim": (DDRNet, {}),
+    "pidnet_s": (PIDNet, {}),
 }
 
 

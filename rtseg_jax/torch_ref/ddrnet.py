@@ -1,4 +1,4 @@
-"""DDRNet-23-slim in plain PyTorch, NCHW (Hong et al., IEEE T-ITS 2022, Fig. 4)."""
+"""DDRNet-23-slim in plain PyTorch, NCHW (Hong et al., IEEE T-ITS 2022)."""
 
 import torch
 from torch import nn

@@ -212,6 +212,23 @@ def _ddrnet() -> Iterator[tuple[str, str]]:
     yield from _head("seghead_extra", "aux")
 
 
+def _pidnet() -> Iterator[tuple[str, str]]:
+    yield from _two_branches()
+    yield from _residual("layer3_d", "backbone.boundary3_block0")
+    for n in (4, 5):
+        yield from _residual(f"layer{n}_d.0", f"backbone.boundary{n}_block0")
+    for n in (3, 4):
+        yield from _normed(f"diff{n}", f"backbone.diff{n}")
+        for side in ("x", "y"):
+            yield from _normed(f"pag{n}.f_{side}", f"backbone.pag{n}.{side}")
+    yield from _pyramid({"scale_process": "process"})
+    for branch in ("p", "i"):
+        yield from _normed(f"dfm.conv_{branch}", f"fusion.{branch}")
+    yield from _head("final_layer", "classifier")
+    yield from _head("seghead_p", "aux")
+    yield from _head("seghead_d", "boundary")
+
+
 _NO_EXPANSION = "published MobileNetV2 weights need expand_first=False"
 
 LAYOUTS = (
@@ -264,5 +281,12 @@ LAYOUTS = (
         dict(_ddrnet()),
         trunk=False,
         hint="the network here has the auxiliary head seghead_extra, and planes=32, spp_planes=128, head_planes=64",
+    ),
+    Layout(
+        "PIDNet as its authors released it",
+        ("conv1.0.weight", "pag3.f_x.0.weight", "layer3_d.conv1.weight"),
+        dict(_pidnet()),
+        trunk=False,
+        hint="the network here is PIDNet-S with its training heads seghead_p and seghead_d",
     ),
 )

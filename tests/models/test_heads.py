@@ -12,7 +12,7 @@ from rtseg_jax.weights import torch_files
 
 torch = pytest.importorskip("torch")
 
-HEADS = {"ddrnet23_slim": {"logits", "aux"}}
+HEADS = {"ddrnet23_slim": {"logits", "aux"}, "pidnet_s": {"logits", "aux", "boundary"}}
 
 
 @pytest.mark.parametrize("variant", HEADS)

@@ -104,6 +104,7 @@ CONFIGS = {
     "spssnet": "spssnet:streets",
     "asap": "asap:streets",
     "ddrnet23_slim": "ddrnet23_slim:streets",
+    "pidnet_s": "pidnet_s:streets",
 }
 
 

@@ -1,4 +1,4 @@
-"""DDRNet as its authors' code names and builds it, restated in torch: a file of it gives the same scores here."""
+"""DDRNet and PIDNet as their authors name and build them, restated in torch: their files give the same scores here."""
 
 import functools
 
@@ -143,8 +143,81 @@ class AuthorsDDRNet(nn.Module):
         return self.final_layer(x + self.layer5_(F.relu(x_))), self.seghead_extra(extra)
 
 
+class PAPPM(Pyramid):
+    def __init__(self, channels, width, features):
+        super().__init__(channels, width, features)
+        self.scale_process = norm_first(4 * width, 4 * width, 3, groups=4)
+
+    def forward(self, x):
+        first, *others = self.scales(x)
+        y = self.scale_process(torch.cat([y + first for y in others], 1))
+        return self.compression(torch.cat([first, y], 1)) + self.shortcut(x)
+
+
+class Pag(nn.Module):
+    def __init__(self, channels, width):
+        super().__init__()
+        self.f_x, self.f_y = (convs((channels, width, 1, 1, False)) for _ in range(2))
+
+    def forward(self, x, y):
+        size = x.shape[2:]
+        s = torch.sigmoid((self.f_x(x) * up(self.f_y(y), size)).sum(1, keepdim=True))
+        return (1 - s) * x + s * up(y, size)
+
+
+class LightBag(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv_p, self.conv_i = (convs((channels, channels, 1, 1, False)) for _ in range(2))
+
+    def forward(self, p, i, d):
+        s = torch.sigmoid(d)
+        return self.conv_p((1 - s) * i + p) + self.conv_i(i + s * p)
+
+
+class AuthorsPIDNet(nn.Module):
+    names = ("aux", "logits", "boundary")
+
+    def __init__(self, k):
+        super().__init__()
+        self.conv1 = convs((3, 32, 3, 2, True), (32, 32, 3, 2, True), relu=True)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1, self.layer2 = basic(32, 32), basic(32, 64, stride=2)
+        self.layer3, self.layer4 = basic(64, 128, 3, 2), basic(128, 256, 3, 2)
+        self.layer5 = nn.Sequential(bottleneck(256, 256, 2), bottleneck(512, 256))
+        self.compression3, self.compression4 = (convs((c, 64, 1, 1, False)) for c in (128, 256))
+        self.pag3, self.pag4 = Pag(64, 32), Pag(64, 32)
+        self.layer3_, self.layer4_ = basic(64, 64), basic(64, 64)
+        self.layer5_ = nn.Sequential(bottleneck(64, 64))
+        self.layer3_d = Block(64, [(32, 3)] * 2, 1, relu=False)
+        self.layer4_d = nn.Sequential(bottleneck(32, 32))
+        self.layer5_d = nn.Sequential(bottleneck(64, 64))
+        self.diff3, self.diff4 = convs((128, 32, 3, 1, False)), convs((256, 64, 3, 1, False))
+        self.spp, self.dfm = PAPPM(512, 96, 128), LightBag(128)
+        self.seghead_p, self.seghead_d = SegHead(64, 128, k), SegHead(64, 32, 1)
+        self.final_layer = SegHead(128, 128, k)
+
+    def forward(self, image):
+        size = [n // 8 for n in image.shape[2:]]
+        x = self.relu(self.layer2(self.relu(self.layer1(self.conv1(image)))))
+        p, d = self.layer3_(x), self.layer3_d(x)
+        x = self.relu(self.layer3(x))
+        p = early = self.pag3(p, self.compression3(x))
+        d = d + up(self.diff3(x), size)
+        x = self.relu(self.layer4(x))
+        p, d = self.layer4_(self.relu(p)), self.layer4_d(self.relu(d))  # early changes with p
+        p = self.pag4(p, self.compression4(x))
+        d = late = d + up(self.diff4(x), size)
+        p, d = self.layer5_(self.relu(p)), self.layer5_d(self.relu(d))
+        x = up(self.spp(self.layer5(x)), size)
+        return self.seghead_p(early), self.final_layer(self.dfm(p, x, d)), self.seghead_d(late)
+
+
 # The network, the number of keys without those of the training heads, and which keys these are.
-AUTHORS = {"ddrnet23_slim": (AuthorsDDRNet, 333, ("seghead_extra.",))}
+AUTHORS = {
+    "ddrnet23_slim": (AuthorsDDRNet, 333, ("seghead_extra.",)),
+    "pidnet_s": (AuthorsPIDNet, 453, ("seghead_p.", "seghead_d.")),
+}
 
 
 def randomise(network):

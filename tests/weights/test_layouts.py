@@ -22,6 +22,7 @@ ERFNET = "ERFNet as its authors released it"
 DABNET = "DABNet as its authors released it"
 FAST_SCNN = "Fast-SCNN of Tramac"
 DDRNET = "DDRNet as its authors released it"
+PIDNET = "PIDNet as its authors released it"
 
 # Keys as they stand in the public files, at least one for each rule.
 PAIRS = {
@@ -156,12 +157,37 @@ PAIRS = {
         final_layer.conv2.bias classifier.conv2.bias
         seghead_extra.conv2.weight aux.conv2.weight
         """,
+    PIDNET: """
+        conv1.0.weight backbone.stem1.conv.weight
+        layer4.2.conv2.weight backbone.layer4_block2.conv2.conv.weight
+        layer5.1.bn3.bias backbone.layer5_block1.conv3.norm.bias
+        layer4_.1.bn1.weight backbone.detail4_block1.conv1.norm.weight
+        layer3_d.conv1.weight backbone.boundary3_block0.conv1.conv.weight
+        layer3_d.downsample.0.weight backbone.boundary3_block0.shortcut.conv.weight
+        layer5_d.0.bn3.weight backbone.boundary5_block0.conv3.norm.weight
+        compression3.1.bias backbone.compress3.norm.bias
+        pag3.f_x.0.weight backbone.pag3.x.conv.weight
+        pag4.f_y.1.bias backbone.pag4.y.norm.bias
+        diff4.0.weight backbone.diff4.conv.weight
+        spp.scale0.2.weight pyramid.scale0.conv.weight
+        spp.scale1.3.weight pyramid.scale1.conv.weight
+        spp.scale_process.0.bias pyramid.process.norm.bias
+        spp.scale_process.2.weight pyramid.process.conv.weight
+        spp.compression.0.weight pyramid.compress.norm.weight
+        spp.shortcut.2.weight pyramid.shortcut.conv.weight
+        dfm.conv_p.0.weight fusion.p.conv.weight
+        dfm.conv_i.1.weight fusion.i.norm.weight
+        final_layer.conv2.bias classifier.conv2.bias
+        seghead_p.bn1.weight aux.norm.weight
+        seghead_d.conv2.bias boundary.conv2.bias
+        """,
 }
 WHOLE = {
     ERFNET: ("erfnet", {}),
     DABNET: ("dabnet", {}),
     FAST_SCNN: ("fast_scnn", {}),
     DDRNET: ("ddrnet23_slim", {}),
+    PIDNET: ("pidnet_s", {}),
 }
 
 

@@ -1,7 +1,7 @@
 """DDRNet-23-slim (Hong et al., "Deep Dual-Resolution Networks", IEEE T-ITS 2022, arXiv 2101.06085).
 
 Two branches share the first layers. The detail branch stays at output stride 8; the context branch goes on to 64, where
-a pyramid of means (DAPPM, Fig. 5) is merged. They exchange their maps at 16 and at 32.
+a pyramid of means (DAPPM) is merged. They exchange their maps at 16 and at 32.
 
 Readings (what the paper leaves open, and what the authors' code settles):
   * the detail branch is given the context branch's map as it was before the detail branch's own was added to it;
@@ -144,7 +144,7 @@ def layer(
 
 
 class DualResolutionBackbone(nn.Module):
-    """Everything before the pyramid (Fig. 4, Table I).
+    """Everything before the pyramid.
 
     Attributes:
         width: Channels of the stem.
@@ -211,7 +211,7 @@ def pyramid_scales(
 
 
 class DeepAggregationPyramid(nn.Module):
-    """Deep Aggregation Pyramid Pooling Module, DAPPM (Fig. 5, Eq. 2): each scale is refined on top of the one before.
+    """Deep Aggregation Pyramid Pooling Module, DAPPM: each scale is refined on top of the one before.
 
     Attributes:
         width: Channels of a scale.
@@ -239,7 +239,7 @@ class DeepAggregationPyramid(nn.Module):
 
 
 class DDRNet(nn.Module):
-    """DDRNet-23-slim (Fig. 4).
+    """DDRNet-23-slim.
 
     Attributes:
         width: Channels of the stem.
@@ -285,7 +285,7 @@ def loss(
     min_kept: float,
     aux_weight: float,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """L_n + alpha L_a (Eq. 3): OHEM cross-entropies of logits upsampled to the label's size.
+    """L_n + alpha L_a: OHEM cross-entropies of logits upsampled to the label's size.
 
     Args:
         outputs: What the network returned under train=True.
