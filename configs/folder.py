@@ -12,7 +12,19 @@ are those of its paper. Arguments: any variant of models.VARIANTS, then full | s
 import ml_collections
 from ml_collections import config_dict
 
-from configs import affnet, asap, carnet, common, dabnet, eacnet, erfnet, fast_scnn, spssnet
+from configs import (
+    affnet,
+    asap,
+    carnet,
+    common,
+    dabnet,
+    ddrnet23_slim,
+    eacnet,
+    erfnet,
+    fast_scnn,
+    pidnet_s,
+    spssnet,
+)
 
 # The config that has a variant's options and loss, and its argument there.
 PAPERS = {
@@ -31,6 +43,8 @@ PAPERS = {
     "asap": (asap, ""),
     "fast_scnn": (fast_scnn, ""),
     "spssnet": (spssnet, ""),
+    "ddrnet23_slim": (ddrnet23_slim, ""),
+    "pidnet_s": (pidnet_s, ""),
 }
 
 

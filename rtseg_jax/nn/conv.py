@@ -65,14 +65,17 @@ def same_padding(kernel_size: Pair, kernel_dilation: Pair) -> Pair:
 
 def conv2d(
     x: Float[Array, "b h w ci"],
-    kernel: Float[Array, "kh kw ci co"],
+    kernel: Float[Array, "kh kw cig co"],
     *,
     strides: Pair = (1, 1),
     padding: Pair = (0, 0),
     kernel_dilation: Pair = (1, 1),
+    groups: int = 1,
 ) -> Float[Array, "b h2 w2 co"]:
-    """Dense convolution, zero-padded by `padding` on both sides."""
+    """Dense convolution, zero-padded by `padding` on both sides; in groups of ci / groups inputs if there are several."""
     geometry = Geometry(strides, padding, kernel_dilation)
+    if groups > 1:
+        return convolve(x, kernel, geometry, groups)
     plain = Form(functools.partial(convolve, geometry=geometry))
     if kernel.shape[:2] == strides == (1, 1) and padding == (0, 0):
         # A GPU puts bias, residual and ReLU into a convolution, and not into a matrix product.
@@ -164,6 +167,7 @@ class Conv(nn.Module):
     Attributes:
         padding: Zeros on each side (h, w); None keeps the size at stride 1, as torch nets pad odd kernels.
         bias_init: None is torch's default, uniform in +-1/sqrt(fan_in).
+        groups: Into how many groups, one after the other, input and output channels fall.
     """
 
     features: int
@@ -175,10 +179,16 @@ class Conv(nn.Module):
     kernel_init: Initializer = kaiming_normal
     bias_init: Initializer | None = None
     dtype: Any = jnp.float32
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w ci"]) -> Float[Array, "b h2 w2 co"]:
-        return _convolve(self, conv2d, x, (*self.kernel_size, x.shape[-1], self.features))
+        if x.shape[-1] % self.groups or self.features % self.groups:
+            raise ValueError(
+                f"{self.groups} groups must divide both {x.shape[-1]} inputs and {self.features} outputs"
+            )
+        shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
+        return _convolve(self, functools.partial(conv2d, groups=self.groups), x, shape)
 
 
 class DepthwiseConv(nn.Module):

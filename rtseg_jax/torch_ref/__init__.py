@@ -14,8 +14,10 @@ from torch import nn
 from rtseg_jax.torch_ref.affnet import AFFNet, FastSCNN, SPSSNet
 from rtseg_jax.torch_ref.asap import ASAP
 from rtseg_jax.torch_ref.carnet import CARNet
+from rtseg_jax.torch_ref.ddrnet import DDRNet
 from rtseg_jax.torch_ref.eacnet import EACNet, upsample
 from rtseg_jax.torch_ref.erfnet import ERFNet
+from rtseg_jax.torch_ref.pidnet import PIDNet
 
 __all__ = ["VARIANTS", "Program", "create", "load", "upsample"]
 
@@ -35,6 +37,8 @@ VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "fast_scnn": (FastSCNN, {}),
     "spssnet": (SPSSNet, {}),
     "asap": (ASAP, {}),
+    "ddrnet23_slim": (DDRNet, {}),
+    "pidnet_s": (PIDNet, {}),
 }
 
 

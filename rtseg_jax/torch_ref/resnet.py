@@ -17,36 +17,48 @@ def shortcut(channels: int, features: int, stride: int) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside the shortcut (Fig. 5, left)."""
+    """Two 3x3 convolutions beside the shortcut (Fig. 5, left); `relu` False leaves the sum as it is."""
 
     expansion = 1
 
-    def __init__(self, channels: int, width: int, stride: int = 1):
+    def __init__(self, channels: int, width: int, stride: int = 1, *, relu: bool = True):
         super().__init__()
+        self.relu = relu
         self.conv1 = ConvBatchNorm(channels, width, 3, stride, activation=F.relu)
         self.conv2 = ConvBatchNorm(width, width, 3)
         self.shortcut = shortcut(channels, width, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, channels, h, w] -> [b, width, ceil(h / stride), ceil(w / stride)]."""
-        return F.relu(self.shortcut(x) + self.conv2(self.conv1(x)))
+        y = self.shortcut(x) + self.conv2(self.conv1(x))
+        return F.relu(y) if self.relu else y
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 to four times the width, beside the shortcut (Fig. 5, right)."""
+    """1x1, 3x3 and 1x1 to `expansion` times the width, beside the shortcut (Fig. 5, right)."""
 
     expansion = 4
 
-    def __init__(self, channels: int, width: int, stride: int = 1):
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        stride: int = 1,
+        *,
+        relu: bool = True,
+        expansion: int = expansion,
+    ):
         super().__init__()
+        self.relu = relu
         self.conv1 = ConvBatchNorm(channels, width, 1, activation=F.relu)
         self.conv2 = ConvBatchNorm(width, width, 3, stride, activation=F.relu)
-        self.conv3 = ConvBatchNorm(width, 4 * width, 1)
-        self.shortcut = shortcut(channels, 4 * width, stride)
+        self.conv3 = ConvBatchNorm(width, expansion * width, 1)
+        self.shortcut = shortcut(channels, expansion * width, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[b, channels, h, w] -> [b, 4 width, ceil(h / stride), ceil(w / stride)]."""
-        return F.relu(self.shortcut(x) + self.conv3(self.conv2(self.conv1(x))))
+        """[b, channels, h, w] -> [b, expansion width, ceil(h / stride), ceil(w / stride)]."""
+        y = self.shortcut(x) + self.conv3(self.conv2(self.conv1(x)))
+        return F.relu(y) if self.relu else y
 
 
 class ResNet(nn.Module):

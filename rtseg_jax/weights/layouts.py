@@ -167,6 +167,68 @@ def _fast_scnn() -> Iterator[tuple[str, str]]:
     yield "classifier.conv.1", "classifier.conv"
 
 
+def _residual(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
+    for k in (1, 2, 3):
+        yield f"{theirs}.conv{k}", f"{ours}.conv{k}.conv"
+        yield f"{theirs}.bn{k}", f"{ours}.conv{k}.norm"
+    yield from _normed(f"{theirs}.downsample", f"{ours}.shortcut")
+
+
+def _pyramid(processes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    # A norm, a ReLU and a convolution; the scales that are means have their pool before them.
+    for k in range(5):
+        at = 0 if k == 0 else 1
+        yield from _normed(f"spp.scale{k}", f"pyramid.scale{k}", at + 2, at)
+    for theirs, ours in {**processes, "compression": "compress", "shortcut": "shortcut"}.items():
+        yield from _normed(f"spp.{theirs}", f"pyramid.{ours}", 2, 0)
+
+
+def _head(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
+    yield f"{theirs}.bn1", f"{ours}.norm"
+    yield f"{theirs}.conv1", f"{ours}.conv1.conv"
+    yield f"{theirs}.bn2", f"{ours}.conv1.norm"
+    yield f"{theirs}.conv2", f"{ours}.conv2"
+
+
+def _two_branches() -> Iterator[tuple[str, str]]:
+    """What DDRNet and PIDNet have in common: a stem and two branches of residual blocks."""
+    yield from _normed("conv1", "backbone.stem1")
+    yield from _normed("conv1", "backbone.stem2", 3, 4)
+    for n in range(1, 6):
+        for i in range(3):
+            yield from _residual(f"layer{n}.{i}", f"backbone.layer{n}_block{i}")
+            yield from _residual(f"layer{n}_.{i}", f"backbone.detail{n}_block{i}")
+    for n in (3, 4):
+        yield from _normed(f"compression{n}", f"backbone.compress{n}")
+
+
+def _ddrnet() -> Iterator[tuple[str, str]]:
+    yield from _two_branches()
+    yield from _normed("down3", "backbone.down3")
+    yield from _normed("down4", "backbone.down4_1")
+    yield from _normed("down4", "backbone.down4_2", 3, 4)
+    yield from _pyramid({f"process{k}": f"process{k}" for k in range(1, 5)})
+    yield from _head("final_layer", "classifier")
+    yield from _head("seghead_extra", "aux")
+
+
+def _pidnet() -> Iterator[tuple[str, str]]:
+    yield from _two_branches()
+    yield from _residual("layer3_d", "backbone.boundary3_block0")
+    for n in (4, 5):
+        yield from _residual(f"layer{n}_d.0", f"backbone.boundary{n}_block0")
+    for n in (3, 4):
+        yield from _normed(f"diff{n}", f"backbone.diff{n}")
+        for side in ("x", "y"):
+            yield from _normed(f"pag{n}.f_{side}", f"backbone.pag{n}.{side}")
+    yield from _pyramid({"scale_process": "process"})
+    for branch in ("p", "i"):
+        yield from _normed(f"dfm.conv_{branch}", f"fusion.{branch}")
+    yield from _head("final_layer", "classifier")
+    yield from _head("seghead_p", "aux")
+    yield from _head("seghead_d", "boundary")
+
+
 _NO_EXPANSION = "published MobileNetV2 weights need expand_first=False"
 
 LAYOUTS = (
@@ -212,5 +274,19 @@ LAYOUTS = (
         dict(_fast_scnn()),
         trunk=False,
         ignored=r"auxlayer\..*",
+    ),
+    Layout(
+        "DDRNet as its authors released it",
+        ("conv1.0.weight", "down4.3.weight"),
+        dict(_ddrnet()),
+        trunk=False,
+        hint="the network here has the auxiliary head seghead_extra, and planes=32, spp_planes=128, head_planes=64",
+    ),
+    Layout(
+        "PIDNet as its authors released it",
+        ("conv1.0.weight", "pag3.f_x.0.weight", "layer3_d.conv1.weight"),
+        dict(_pidnet()),
+        trunk=False,
+        hint="the network here is PIDNet-S with its training heads seghead_p and seghead_d",
     ),
 )

@@ -22,6 +22,8 @@ from rtseg_jax.base.extras import optional
 from rtseg_jax.weights import layouts
 
 TORCH_FILES = (".pth", ".pt", ".tar")
+# HRNet's trainer, on which others build, keeps the network as "model" in one module with its losses, which have weights.
+LOSSES = re.compile(r"(sem_|bd_)?loss\.")
 
 
 # Nothing in a kernel's shape tells a transposed convolution (ERFNet's decoder has three); its name does.
@@ -136,7 +138,7 @@ def _to_numpy(value: Any) -> np.ndarray:
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads the state dict in a file, without its wrapping: {"state_dict": ...}, and "module." before each name.
+    """Reads the state dict in a file, without its wrapping: {"state_dict": ...}, "module." or "model." before each name.
 
     Nothing in the file is executed: a .pth that holds more than tensors and plain values is refused.
 
@@ -167,6 +169,9 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
+    if all(name.startswith("model.") or LOSSES.match(name) for name in state):
+        named = {name.removeprefix("model."): value for name, value in state.items()}
+        state = {name: value for name, value in named.items() if not LOSSES.match(name)}
     return dict(state)
 
 

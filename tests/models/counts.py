@@ -22,6 +22,10 @@ PARAMETERS = {
     "fast_scnn": {19: 1138051, 11: 1137019},
     "spssnet": {19: 1418499, 11: 1417467},
     "asap": {19: 11967737},  # 11,965,267 without the auxiliary heads
+    # 5,695,987 of 19 classes without the auxiliary head.
+    "ddrnet23_slim": {19: 5734342, 11: 5733302},
+    # 7,625,715 of 19 classes without the heads that only training has.
+    "pidnet_s": {19: 7720935, 11: 7718871},
 }
 
 # Pixels of the image per pixel of the logits, along each axis.

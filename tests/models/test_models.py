@@ -103,6 +103,8 @@ CONFIGS = {
     "fast_scnn": "fast_scnn:streets",
     "spssnet": "spssnet:streets",
     "asap": "asap:streets",
+    "ddrnet23_slim": "ddrnet23_slim:streets",
+    "pidnet_s": "pidnet_s:streets",
 }
 
 

@@ -21,6 +21,8 @@ TIMM = "MobileNetV2 of timm"
 ERFNET = "ERFNet as its authors released it"
 DABNET = "DABNet as its authors released it"
 FAST_SCNN = "Fast-SCNN of Tramac"
+DDRNET = "DDRNet as its authors released it"
+PIDNET = "PIDNet as its authors released it"
 
 # Keys as they stand in the public files, at least one for each rule.
 PAIRS = {
@@ -127,8 +129,66 @@ PAIRS = {
         classifier.conv.1.weight classifier.conv.weight
         auxlayer.0.weight -
         """,
+    DDRNET: """
+        conv1.0.weight backbone.stem1.conv.weight
+        conv1.1.bias backbone.stem1.norm.bias
+        conv1.3.bias backbone.stem2.conv.bias
+        conv1.4.weight backbone.stem2.norm.weight
+        layer2.0.downsample.0.weight backbone.layer2_block0.shortcut.conv.weight
+        layer3.1.bn2.weight backbone.layer3_block1.conv2.norm.weight
+        layer3_.0.conv1.weight backbone.detail3_block0.conv1.conv.weight
+        layer5_.0.conv3.weight backbone.detail5_block0.conv3.conv.weight
+        layer5.0.downsample.1.bias backbone.layer5_block0.shortcut.norm.bias
+        compression4.0.weight backbone.compress4.conv.weight
+        down3.1.weight backbone.down3.norm.weight
+        down4.0.weight backbone.down4_1.conv.weight
+        down4.4.bias backbone.down4_2.norm.bias
+        spp.scale0.0.weight pyramid.scale0.norm.weight
+        spp.scale0.2.weight pyramid.scale0.conv.weight
+        spp.scale4.1.bias pyramid.scale4.norm.bias
+        spp.scale4.3.weight pyramid.scale4.conv.weight
+        spp.process2.0.weight pyramid.process2.norm.weight
+        spp.process4.2.weight pyramid.process4.conv.weight
+        spp.compression.2.weight pyramid.compress.conv.weight
+        spp.shortcut.0.bias pyramid.shortcut.norm.bias
+        final_layer.bn1.weight classifier.norm.weight
+        final_layer.conv1.weight classifier.conv1.conv.weight
+        final_layer.bn2.bias classifier.conv1.norm.bias
+        final_layer.conv2.bias classifier.conv2.bias
+        seghead_extra.conv2.weight aux.conv2.weight
+        """,
+    PIDNET: """
+        conv1.0.weight backbone.stem1.conv.weight
+        layer4.2.conv2.weight backbone.layer4_block2.conv2.conv.weight
+        layer5.1.bn3.bias backbone.layer5_block1.conv3.norm.bias
+        layer4_.1.bn1.weight backbone.detail4_block1.conv1.norm.weight
+        layer3_d.conv1.weight backbone.boundary3_block0.conv1.conv.weight
+        layer3_d.downsample.0.weight backbone.boundary3_block0.shortcut.conv.weight
+        layer5_d.0.bn3.weight backbone.boundary5_block0.conv3.norm.weight
+        compression3.1.bias backbone.compress3.norm.bias
+        pag3.f_x.0.weight backbone.pag3.x.conv.weight
+        pag4.f_y.1.bias backbone.pag4.y.norm.bias
+        diff4.0.weight backbone.diff4.conv.weight
+        spp.scale0.2.weight pyramid.scale0.conv.weight
+        spp.scale1.3.weight pyramid.scale1.conv.weight
+        spp.scale_process.0.bias pyramid.process.norm.bias
+        spp.scale_process.2.weight pyramid.process.conv.weight
+        spp.compression.0.weight pyramid.compress.norm.weight
+        spp.shortcut.2.weight pyramid.shortcut.conv.weight
+        dfm.conv_p.0.weight fusion.p.conv.weight
+        dfm.conv_i.1.weight fusion.i.norm.weight
+        final_layer.conv2.bias classifier.conv2.bias
+        seghead_p.bn1.weight aux.norm.weight
+        seghead_d.conv2.bias boundary.conv2.bias
+        """,
 }
-WHOLE = {ERFNET: ("erfnet", {}), DABNET: ("dabnet", {}), FAST_SCNN: ("fast_scnn", {})}
+WHOLE = {
+    ERFNET: ("erfnet", {}),
+    DABNET: ("dabnet", {}),
+    FAST_SCNN: ("fast_scnn", {}),
+    DDRNET: ("ddrnet23_slim", {}),
+    PIDNET: ("pidnet_s", {}),
+}
 
 
 def pairs(name):

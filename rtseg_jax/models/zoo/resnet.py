@@ -19,22 +19,27 @@ BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36
 
 
 def _add_shortcut(
-    x: Array, y: Array, strides: tuple[int, int], dtype: DTypeLike, train: bool
+    x: Array, y: Array, strides: tuple[int, int], dtype: DTypeLike, train: bool, relu: bool
 ) -> Array:
-    """relu(y + x), with a 1x1 convolution where x has another shape. Called inside a block's __call__."""
+    """relu(y + x) or y + x, with a 1x1 convolution where x has another shape. Called inside a block's __call__."""
     if strides != (1, 1) or x.shape[-1] != y.shape[-1]:
         x = ConvBatchNorm(y.shape[-1], (1, 1), strides, dtype=dtype, name="shortcut")(
             x, train=train
         )
-    return add_relu(y, x)
+    return add_relu(y, x) if relu else y + x
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and the shortcut (Fig. 5, left)."""
+    """Two 3x3 convolutions and the shortcut (Fig. 5, left).
+
+    Attributes:
+        relu: Whether the sum goes through a ReLU; there are networks that need it as it is.
+    """
 
     features: int
     strides: tuple[int, int] = (1, 1)
     dtype: DTypeLike = jnp.float32
+    relu: bool = True
 
     @nn.compact
     def __call__(
@@ -49,15 +54,22 @@ class BasicBlock(nn.Module):
             name="conv1",
         )(x, train=train)
         y = ConvBatchNorm(self.features, (3, 3), dtype=self.dtype, name="conv2")(y, train=train)
-        return _add_shortcut(x, y, self.strides, self.dtype, train)
+        return _add_shortcut(x, y, self.strides, self.dtype, train, self.relu)
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 to four times the width, and the shortcut (Fig. 5, right)."""
+    """1x1, 3x3, 1x1 to four times the width, and the shortcut (Fig. 5, right).
+
+    Attributes:
+        relu: As in BasicBlock.
+        expansion: Channels of the output over `features`.
+    """
 
     features: int
     strides: tuple[int, int] = (1, 1)
     dtype: DTypeLike = jnp.float32
+    relu: bool = True
+    expansion: int = 4
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 c2"]:
@@ -72,8 +84,10 @@ class Bottleneck(nn.Module):
             dtype=self.dtype,
             name="conv2",
         )(y, train=train)
-        y = ConvBatchNorm(4 * self.features, (1, 1), dtype=self.dtype, name="conv3")(y, train=train)
-        return _add_shortcut(x, y, self.strides, self.dtype, train)
+        y = ConvBatchNorm(self.expansion * self.features, (1, 1), dtype=self.dtype, name="conv3")(
+            y, train=train
+        )
+        return _add_shortcut(x, y, self.strides, self.dtype, train, self.relu)
 
 
 class ResNet(nn.Module):

@@ -1,0 +1,60 @@
+"""PIDNet-S (CVPR 2023): --config=configs/pidnet_s.py:cityscapes.
+
+Arguments: cityscapes | camvid | streets, full | smoke. As the authors' public code trains on Cityscapes: SGD from 0.01
+with momentum 0.9 and poly 0.9, weight decay 5e-4, batch 12, 484 epochs, crops of 1024x1024, scales 0.5, 0.6, ... 2.1, flips,
+Cityscapes' class weights, ImageNet's mean and deviation; OHEM with threshold 0.9, the losses' weights 0.4 (P), 20
+(boundaries), 1 and 1, boundaries above 0.8. Readings:
+  * OHEM keeps at least 131,072 pixels of the 6 crops of one device, which is 1/48;
+  * training begins from scratch unless --config.init_from.file=FILE names the ImageNet weights that the authors begin with;
+  * CamVid, theirs too: 200 epochs from 0.005, no class weights, from a network that has learnt Cityscapes
+    (--config.init_from.workdir=RUN), on train and val together (--config.input.train_split=trainval). Crops are the
+    whole 360x480 instead of 720x960.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from configs import common, eacnet
+
+
+def schedule(config: ml_collections.ConfigDict, dataset: str) -> None:
+    """The training on a data set."""
+    if dataset == "streets":
+        common.streets(config)
+        return
+    config.batch_size = 12
+    config.num_epochs = 484
+    config.augment.crop = (1024, 1024)
+    config.augment.scales = tuple(tenths / 10 for tenths in range(5, 22))
+    config.augment.mean = common.IMAGENET_MEAN
+    config.augment.std = common.IMAGENET_STD
+    config.optim.lr = 1e-2
+    config.optim.method.update({"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4})
+    config.eval.every_epochs = 10
+    if dataset == "camvid":
+        config.input.mode = "resident"
+        config.num_epochs = 200
+        config.augment.crop = (360, 480)
+        config.optim.lr = 5e-3
+        config.init_from.modules = ("backbone", "pyramid", "fusion")
+
+
+def get_config(argument: str = "") -> ml_collections.ConfigDict:
+    """The config that the arguments name."""
+    word = common.parse(argument, dataset=common.DATASETS, length=("full", "smoke"))
+    config = common.base("pidnet_s", word["dataset"])
+    schedule(config, word["dataset"])
+    if word["length"] == "smoke":
+        common.smoke(config)
+    config.loss = ml_collections.ConfigDict(
+        {
+            "class_weights": config_dict.placeholder(tuple),
+            "threshold": 0.9,
+            "min_kept": 1 / 48,
+            "weights": (0.4, 20.0, 1.0, 1.0),
+            "boundary_threshold": 0.8,
+        }
+    )
+    if config.input.dataset == "cityscapes":
+        config.loss.class_weights = eacnet.CITYSCAPES_WEIGHTS
+    return config
