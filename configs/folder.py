@@ -11,7 +11,7 @@ are those of its paper. Arguments: any variant of models.VARIANTS, then full | s
 
 import ml_collections
 
-from configs import affnet, asap, carnet, common, dabnet, eacnet, erfnet, fast_scnn, spssnet
+from configs import affnet, asap, carnet, cgnet, common, dabnet, eacnet, erfnet, fast_scnn, spssnet
 
 # The config that has a variant's options and loss, and its argument there.
 PAPERS = {
@@ -28,6 +28,7 @@ PAPERS = {
     "carnet_resnet152": (carnet, "resnet152"),
     "affnet": (affnet, ""),
     "asap": (asap, ""),
+    "cgnet": (cgnet, ""),
     "fast_scnn": (fast_scnn, ""),
     "spssnet": (spssnet, ""),
 }

@@ -45,7 +45,11 @@ COMBINATIONS = [
         for f in ("ffdn", "ln", "in", "general", "no_fusion")
         for a in ("vertical", "horizontal", "conventional", "no_attention")
     ),
-    *(f"{n}:{d}" for n in ("fast_scnn", "spssnet") for d in ("cityscapes", "camvid", "streets")),
+    *(
+        f"{n}:{d}"
+        for n in ("fast_scnn", "spssnet", "cgnet")
+        for d in ("cityscapes", "camvid", "streets")
+    ),
     *(f"folder:{v}" for v in models.VARIANTS),
     *(f"camvid_best:{v},{r}" for v in models.VARIANTS for r in ("full", "short,trainval")),
 ]
@@ -83,6 +87,7 @@ def test_loads_locked_and_builds_its_network(spec):
         "asap:streets,general,conventional",
         "fast_scnn:streets",
         "spssnet:streets",
+        "cgnet:streets",
     ],
 )
 def test_loss_takes_what_its_config_says(spec):
@@ -115,6 +120,7 @@ def test_every_shipped_config_is_tried_here():
         "fast_scnn:smoke",
         "spssnet:smoke",
         "asap:smoke",
+        "cgnet:smoke",
     ],
 )
 def test_trains_two_steps(spec, tmp_path):
@@ -162,10 +168,12 @@ def _trainer(config):
         ("affnet:finetune", (10, 150, (880, 880)), ("adam", 2e-4, 1e-4), ("poly", 0.9, 0)),
         ("asap", (4, 300, (1024, 1024)), ("sgd", 2.5e-3, 1e-4), ("poly", 0.9, 1000)),
         ("fast_scnn", (12, 1000, (512, 1024)), ("sgd", 4.5e-2, 4e-5), ("poly", 0.9, 0)),
+        ("cgnet", (16, 300, (680, 680)), ("adam", 1e-3, 5e-4), ("poly", 0.9, 0)),
+        ("cgnet:camvid", (8, 800, (360, 360)), ("adam", 1e-3, 5e-4), ("poly", 0.9, 0)),
     ],
 )
 def test_the_other_papers_values(spec, data, method, schedule):
-    """CARNet Section IV, AFFNet Section IV-A, ASAP Section III, Fast-SCNN Section 4, and the readings, literally."""
+    """CARNet Section IV, AFFNet Section IV-A, ASAP Section III, Fast-SCNN Section 4, the others' code, and the readings, literally."""
     config = settings.load(spec)
     assert _trainer(config) == (data, method, schedule)
     if spec.startswith("carnet"):

@@ -15,7 +15,8 @@ class Layout:
     Attributes:
         name: For messages.
         marks: Keys that a state dict of this layout has, and no other.
-        modules: Their module -> ours; of a trunk, ours below "backbone".
+        modules: Their module -> ours; of a trunk, ours below "backbone". A PReLU, which has but its weight, goes to our
+            slope itself.
         trunk: Whether the layout is that of a trunk alone.
         ignored: Pattern of the keys without a counterpart here: an ImageNet classifier, an auxiliary head.
         hint: What to know when the state dict does not fit.
@@ -35,8 +36,8 @@ class Layout:
         module, _, leaf = key.rpartition(".")
         if module not in self.modules:
             return key
-        # A PReLU is a module of its own there; its weight is our norm's slope.
-        return f"{self.modules[module]}.{'slope' if module.endswith('.acti') else leaf}"
+        ours = self.modules[module]
+        return ours if ours.endswith(".slope") else f"{ours}.{leaf}"
 
 
 def recognise(keys: Collection[str]) -> Layout | None:
@@ -48,6 +49,12 @@ def _normed(theirs: str, ours: str, conv: int | str = 0, norm: int | str = 1) ->
     """A convolution and its norm in a Sequential, by default its first two modules."""
     yield f"{theirs}.{conv}", f"{ours}.conv"
     yield f"{theirs}.{norm}", f"{ours}.norm"
+
+
+def _sloped(theirs: str, ours: str, act: str = "act") -> Iterator:
+    """A norm and the PReLU beside it, which are one module here."""
+    yield f"{theirs}.bn", ours
+    yield f"{theirs}.{act}", f"{ours}.slope"
 
 
 def _resnet() -> Iterator[tuple[str, str]]:
@@ -118,8 +125,7 @@ _DAB_CONVOLUTIONS = {
 
 def _dabnet() -> Iterator[tuple[str, str]]:
     def norm(theirs, ours):
-        yield f"{theirs}.bn", ours
-        yield f"{theirs}.acti", ours
+        yield from _sloped(theirs, ours, "acti")
 
     for i in range(3):
         yield f"init_conv.{i}.conv", f"backbone.stem{i + 1}.conv"
@@ -167,6 +173,36 @@ def _fast_scnn() -> Iterator[tuple[str, str]]:
     yield "classifier.conv.1", "classifier.conv"
 
 
+_CGNET_BLOCK = {
+    "conv1x1.conv": "conv.conv",
+    "F_loc.conv": "local",
+    "F_sur.conv": "context",
+    "F_glo.fc.0": "gate.reduce",
+    "F_glo.fc.2": "gate.expand",
+}
+
+
+def _cgnet() -> Iterator[tuple[str, str]]:
+    for i in range(3):
+        yield f"level1_{i}.conv", f"backbone.stem{i + 1}.conv"
+        yield from _sloped(f"level1_{i}", f"backbone.stem{i + 1}.norm")
+    for i, theirs in enumerate(("b1", "bn_prelu_2", "bn_prelu_3"), start=1):
+        yield from _sloped(theirs, f"backbone.inject{i}")
+    for stage, blocks in ((1, 3), (2, 21)):
+        for i in range(blocks):
+            theirs, norm = f"level{stage + 1}.{i - 1}", ".bn_prelu"
+            ours = f"backbone.block{stage}_{i}"
+            if i == 0:
+                theirs, norm, ours = f"level{stage + 1}_0", "", f"backbone.down{stage}"
+                yield f"{theirs}.reduce.conv", f"{ours}.reduce"
+            yield from _sloped(f"{theirs}.conv1x1", f"{ours}.conv.norm")
+            yield from _sloped(f"{theirs}{norm}", f"{ours}.norm")
+            for module, name in _CGNET_BLOCK.items():
+                yield f"{theirs}.{module}", f"{ours}.{name}"
+    yield "classifier.0.conv", "classifier"
+    yield "classifier.1.conv", "classifier"  # behind a dropout
+
+
 _NO_EXPANSION = "published MobileNetV2 weights need expand_first=False"
 
 LAYOUTS = (
@@ -212,5 +248,11 @@ LAYOUTS = (
         dict(_fast_scnn()),
         trunk=False,
         ignored=r"auxlayer\..*",
+    ),
+    Layout(
+        "CGNet as its authors released it",
+        ("level1_0.conv.weight", "level2_0.F_sur.conv.weight"),
+        dict(_cgnet()),
+        trunk=False,
     ),
 )

@@ -90,7 +90,7 @@ def test_printed_counts(paper):
 
 
 OURS = {
-    "EACNet": ("ERFNet", "DABNet", "EACNet"),
+    "EACNet": ("ERFNet", "DABNet", "EACNet", "CGNet"),
     "CARNet": ("CARNet", "CARModule", "one CARModule", "BS", "CRP", "Others", "Decoder"),
     "AFFNet": ("AFF", "EWA", "Concat", "FPN+PAN", "SPSSNet", "Fast-SCNN", "ERFNet"),
     "ASAP": ("ASAP", "Feature Fusion", "Self Attention"),

@@ -21,6 +21,7 @@ TIMM = "MobileNetV2 of timm"
 ERFNET = "ERFNet as its authors released it"
 DABNET = "DABNet as its authors released it"
 FAST_SCNN = "Fast-SCNN of Tramac"
+CGNET = "CGNet as its authors released it"
 
 # Keys as they stand in the public files, at least one for each rule.
 PAIRS = {
@@ -127,8 +128,51 @@ PAIRS = {
         classifier.conv.1.weight classifier.conv.weight
         auxlayer.0.weight -
         """,
+    CGNET: """
+        level1_0.conv.weight backbone.stem1.conv.weight
+        level1_2.bn.running_var backbone.stem3.norm.running_var
+        level1_1.act.weight backbone.stem2.norm.slope
+        b1.bn.bias backbone.inject1.bias
+        bn_prelu_2.act.weight backbone.inject2.slope
+        bn_prelu_3.bn.weight backbone.inject3.weight
+        level2_0.conv1x1.conv.weight backbone.down1.conv.conv.weight
+        level3_0.conv1x1.bn.bias backbone.down2.conv.norm.bias
+        level3_0.F_loc.conv.weight backbone.down2.local.weight
+        level2_0.F_sur.conv.weight backbone.down1.context.weight
+        level2_0.bn.weight backbone.down1.norm.weight
+        level3_0.act.weight backbone.down2.norm.slope
+        level3_0.reduce.conv.weight backbone.down2.reduce.weight
+        level2_0.F_glo.fc.0.bias backbone.down1.gate.reduce.bias
+        level2.0.conv1x1.conv.weight backbone.block1_1.conv.conv.weight
+        level2.1.conv1x1.act.weight backbone.block1_2.conv.norm.slope
+        level3.19.F_loc.conv.weight backbone.block2_20.local.weight
+        level3.0.F_sur.conv.weight backbone.block2_1.context.weight
+        level3.9.bn_prelu.bn.running_mean backbone.block2_10.norm.running_mean
+        level3.9.bn_prelu.act.weight backbone.block2_10.norm.slope
+        level3.9.F_glo.fc.2.weight backbone.block2_10.gate.expand.weight
+        classifier.0.conv.weight classifier.weight
+        classifier.1.conv.weight classifier.weight
+        """,
 }
-WHOLE = {ERFNET: ("erfnet", {}), DABNET: ("dabnet", {}), FAST_SCNN: ("fast_scnn", {})}
+WHOLE = {
+    ERFNET: ("erfnet", {}),
+    DABNET: ("dabnet", {}),
+    FAST_SCNN: ("fast_scnn", {}),
+    CGNET: ("cgnet", {}),
+}
+
+# Every module of the public networks, in a shell's braces, and how many keys a state dict has.
+_CG = "conv1x1.{conv,bn,act},F_loc.conv,F_sur.conv,F_glo.fc.{0,2}"
+MODULES = {
+    CGNET: (
+        498,
+        "level1_{0,1,2}.{conv,bn,act}",
+        "{b1,bn_prelu_2,bn_prelu_3}.{bn,act}",
+        f"level{{2,3}}_0.{{{_CG},bn,act,reduce.conv}}",
+        f"{{level2.{{0,1}},level3.{{{','.join(map(str, range(20)))}}}}}.{{{_CG},bn_prelu.{{bn,act}}}}",
+        "classifier.0.conv",
+    ),
+}
 
 
 def pairs(name):
@@ -155,17 +199,35 @@ def public(layout, variables):
     """A state dict in a layout's names, num_batches_tracked and ignored keys among them."""
     theirs = {}
     for module, ours in layout.modules.items():
-        theirs.setdefault((ours, module.endswith(".acti")), module)
+        theirs.setdefault(ours, module)
     state = {}
     for name, value in torch_files.to_torch(variables).items():
-        module, leaf = name.rsplit(".", 1)
-        found = theirs[module, leaf == "slope"]
-        state[f"{found}.{'weight' if leaf == 'slope' else leaf}"] = value
+        module, leaf = (name, "weight") if name in theirs else name.rsplit(".", 1)
+        found = theirs[module]
+        state[f"{found}.{leaf}"] = value
         if leaf == "running_var":
             state[f"{found}.num_batches_tracked"] = np.int64(5)
     assert set(layout.marks) <= set(state)
     ignored = [key for key, ours in pairs(layout.name).items() if ours == "-"]
     return {**state, **dict.fromkeys(ignored, np.zeros(3, np.float32))}
+
+
+def expand(pattern):
+    """The words that a pattern with braces stands for."""
+    if not (braces := re.search(r"{([^{}]*)}", pattern)):
+        return {pattern}
+    before, after = pattern[: braces.start()], pattern[braces.end() :]
+    return set().union(*(expand(before + word + after) for word in braces[1].split(",")))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_modules(name):
+    """The table is made by loops: their result is all that the public network has."""
+    count, *patterns = MODULES[name]
+    variant, options = WHOLE[name]
+    state = public(LAYOUTS[name], random_like(shapes(variant, 19, **options)))
+    assert {key.rpartition(".")[0] for key in state} == set().union(*map(expand, patterns))
+    assert len(state) == count
 
 
 def random_like(shapes):
