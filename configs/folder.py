@@ -11,7 +11,19 @@ are those of its paper. Arguments: any variant of models.VARIANTS, then full | s
 
 import ml_collections
 
-from configs import affnet, asap, carnet, cgnet, common, dabnet, eacnet, erfnet, fast_scnn, spssnet
+from configs import (
+    affnet,
+    asap,
+    carnet,
+    cgnet,
+    common,
+    dabnet,
+    eacnet,
+    erfnet,
+    espnet,
+    fast_scnn,
+    spssnet,
+)
 
 # The config that has a variant's options and loss, and its argument there.
 PAPERS = {
@@ -29,6 +41,7 @@ PAPERS = {
     "affnet": (affnet, ""),
     "asap": (asap, ""),
     "cgnet": (cgnet, ""),
+    "espnet": (espnet, ""),
     "fast_scnn": (fast_scnn, ""),
     "spssnet": (spssnet, ""),
 }

@@ -47,9 +47,11 @@ COMBINATIONS = [
     ),
     *(
         f"{n}:{d}"
-        for n in ("fast_scnn", "spssnet", "cgnet")
+        for n in ("fast_scnn", "spssnet", "cgnet", "espnet")
         for d in ("cityscapes", "camvid", "streets")
     ),
+    *(f"espnet:{d},encoder" for d in ("cityscapes", "camvid", "streets")),
+    *(f"espnet:{d},decoder,inject" for d in ("cityscapes", "camvid", "streets")),
     *(f"folder:{v}" for v in models.VARIANTS),
     *(f"camvid_best:{v},{r}" for v in models.VARIANTS for r in ("full", "short,trainval")),
 ]
@@ -88,6 +90,7 @@ def test_loads_locked_and_builds_its_network(spec):
         "fast_scnn:streets",
         "spssnet:streets",
         "cgnet:streets",
+        "espnet:streets,encoder",
     ],
 )
 def test_loss_takes_what_its_config_says(spec):
@@ -121,6 +124,7 @@ def test_every_shipped_config_is_tried_here():
         "spssnet:smoke",
         "asap:smoke",
         "cgnet:smoke",
+        "espnet:smoke",
     ],
 )
 def test_trains_two_steps(spec, tmp_path):
@@ -169,6 +173,8 @@ def _trainer(config):
         ("asap", (4, 300, (1024, 1024)), ("sgd", 2.5e-3, 1e-4), ("poly", 0.9, 1000)),
         ("fast_scnn", (12, 1000, (512, 1024)), ("sgd", 4.5e-2, 4e-5), ("poly", 0.9, 0)),
         ("cgnet", (16, 300, (680, 680)), ("adam", 1e-3, 5e-4), ("poly", 0.9, 0)),
+        ("espnet", (6, 1500, (512, 1024)), ("adam", 5e-4, 5e-4), ("step", 0.5, 500)),
+        ("espnet:encoder,camvid", (12, 1500, (360, 480)), ("adam", 5e-4, 5e-4), ("step", 0.5, 500)),
         ("cgnet:camvid", (8, 800, (360, 360)), ("adam", 1e-3, 5e-4), ("poly", 0.9, 0)),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from rtseg_jax.models import affnet, asap, carnet, eacnet
-from rtseg_jax.models.zoo import cgnet, erfnet, fast_scnn, spssnet
+from rtseg_jax.models.zoo import cgnet, erfnet, espnet, fast_scnn, spssnet
 from rtseg_jax.nn import losses
 
 
@@ -46,6 +46,7 @@ VARIANTS = {
     "spssnet": Variant(spssnet.SPSSNet, {}, losses.segmentation_loss),
     "asap": Variant(asap.ASAP, {}, asap.loss),
     "cgnet": Variant(cgnet.CGNet, {}, losses.segmentation_loss),
+    "espnet": Variant(espnet.ESPNet, {}, losses.segmentation_loss),
 }
 
 

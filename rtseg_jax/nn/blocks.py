@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from rtseg_jax.nn.conv import Conv, ConvBatchNorm, Initializer, Pair, kaiming_normal_fan_out
+from rtseg_jax.nn.conv import (
+    Conv,
+    ConvBatchNorm,
+    Initializer,
+    Pair,
+    kaiming_normal,
+    kaiming_normal_fan_out,
+)
 from rtseg_jax.nn.norm import BatchNormPReLU
 from rtseg_jax.nn.pool import max_pool
 
@@ -40,6 +47,7 @@ class ConvBatchNormPReLU(nn.Module):
     kernel_size: Pair = (3, 3)
     strides: Pair = (1, 1)
     epsilon: float = 1e-3
+    kernel_init: Initializer = kaiming_normal
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -51,6 +59,7 @@ class ConvBatchNormPReLU(nn.Module):
             self.kernel_size,
             self.strides,
             use_bias=False,
+            kernel_init=self.kernel_init,
             dtype=self.dtype,
             name="conv",
         )(x)

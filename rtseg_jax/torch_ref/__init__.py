@@ -17,6 +17,7 @@ from rtseg_jax.torch_ref.carnet import CARNet
 from rtseg_jax.torch_ref.cgnet import CGNet
 from rtseg_jax.torch_ref.eacnet import EACNet, upsample
 from rtseg_jax.torch_ref.erfnet import ERFNet
+from rtseg_jax.torch_ref.espnet import ESPNet
 
 __all__ = ["VARIANTS", "Program", "create", "load", "upsample"]
 
@@ -37,14 +38,14 @@ VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "spssnet": (SPSSNet, {}),
     "asap": (ASAP, {}),
     "cgnet": (CGNet, {}),
+    "espnet": (ESPNet, {}),
 }
 
 
 def create(variant: str, num_classes: int, **options: Any) -> nn.Module:
     """Builds a named network, freshly initialised; options override the variant's own.
 
-    Its forward maps an image [b, 3, h, w] to logits: [b, k, h, w] for "erfnet", at output stride 8
-    for the others.
+    Its forward maps an image [b, 3, h, w] to logits [b, k, h', w'] at the network's own output stride.
 
     Raises:
         ValueError: unknown variant, or an option that the network does not have.

@@ -203,6 +203,41 @@ def _cgnet() -> Iterator[tuple[str, str]]:
     yield "classifier.1.conv", "classifier"  # behind a dropout
 
 
+def _esp(theirs: str, ours: str, norm: str = ".bn") -> Iterator:
+    yield f"{theirs}.c1.conv", f"{ours}.reduce"
+    for d in (1, 2, 4, 8, 16):
+        yield f"{theirs}.d{d}.conv", f"{ours}.dilated{d}"
+    yield from _sloped(f"{theirs}{norm}", f"{ours}.norm")
+
+
+def _espnet_encoder() -> Iterator[tuple[str, str]]:
+    yield "level1.conv", "backbone.stem.conv"
+    yield from _sloped("level1", "backbone.stem.norm")
+    for i in (1, 2, 3):
+        yield from _sloped(f"b{i}", f"backbone.inject{i}")
+    for stage in (1, 2):
+        theirs = f"level{stage + 1}"
+        yield from _esp(f"{theirs}_0", f"backbone.down{stage}", norm="")
+        for i in range(8):  # the largest q
+            yield from _esp(f"{theirs}.{i}", f"backbone.block{stage}_{i + 1}")
+    yield "classifier.conv", "classifier"
+
+
+def _espnet() -> Iterator[tuple[str, str]]:
+    for theirs, ours in _espnet_encoder():
+        yield f"encoder.{theirs}", ours
+    yield "level3_C.conv", "decoder.lateral"
+    yield "br", "decoder.norm8"
+    yield "up_l3.0", "decoder.up8"
+    yield from _sloped("combine_l2_l3.0", "decoder.norm4")
+    yield from _esp("combine_l2_l3.1", "decoder.merge")
+    yield "up_l2.0", "decoder.up4"
+    yield from _sloped("up_l2.1", "decoder.norm2")
+    yield "conv.conv", "decoder.conv.conv"
+    yield from _sloped("conv", "decoder.conv.norm")
+    yield "classifier", "decoder.classifier"
+
+
 _NO_EXPANSION = "published MobileNetV2 weights need expand_first=False"
 
 LAYOUTS = (
@@ -254,5 +289,20 @@ LAYOUTS = (
         ("level1_0.conv.weight", "level2_0.F_sur.conv.weight"),
         dict(_cgnet()),
         trunk=False,
+    ),
+    Layout(
+        "ESPNet as its authors released it",
+        ("encoder.level1.conv.weight", "level3_C.conv.weight"),
+        dict(_espnet()),
+        trunk=False,
+        hint="the authors' files of CamVid have 12 classes and need skip='inject', those of Cityscapes have 20; void is the"
+        " last. blocks=(p, q) is in a file's name",
+    ),
+    Layout(
+        "ESPNet-C as its authors released it",
+        ("level1.conv.weight", "level2_0.c1.conv.weight"),
+        dict(_espnet_encoder()),
+        trunk=False,
+        hint="this is the encoder alone, espnet with decoder=False",
     ),
 )

@@ -25,8 +25,8 @@ from rtseg_jax.weights import layouts
 TORCH_FILES = (".pth", ".pt", ".tar")
 
 
-# Nothing in a kernel's shape tells a transposed convolution (ERFNet's decoder has three); its name does.
-TRANSPOSED = (r"(^|\.)up\d+\.conv$", r"(^|\.)decoder\.classifier$")
+# Nothing in a kernel's shape tells a transposed convolution (the decoders of ERFNet, ESPNet and ENet have three each); its name does.
+TRANSPOSED = (r"(^|\.)up\d+(\.conv)?$", r"(^|\.)decoder\.classifier$")
 
 
 _LEAVES = {
@@ -220,7 +220,7 @@ def our_names(state: Mapping[str, Any]) -> tuple[dict[str, Any], layouts.Layout 
 
 
 def load_torch(path: str | os.PathLike[str], template: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads a whole network: the state dict of a twin, or ERFNet, DABNet, Fast-SCNN or CGNet as the public has them.
+    """Reads a whole network: the state dict of a twin, or ERFNet, DABNet, Fast-SCNN, CGNet or ESPNet as the public has them.
 
     Auxiliary heads of Fast-SCNN are left out; every other key must have its place, and every place its key.
 

@@ -23,11 +23,13 @@ PARAMETERS = {
     "spssnet": {19: 1418499, 11: 1417467},
     "asap": {19: 11967737},  # 11,965,267 without the auxiliary heads
     "cgnet": {19: 496306, 11: 494258},
+    "espnet": {19: 362949, 20: 364569, 11: 353140, 12: 354193},
 }
 
 # Pixels of the image per pixel of the logits, along each axis.
 STRIDE = {name: 8 for name in PARAMETERS} | {
     "erfnet": 1,
+    "espnet": 1,
     "carnet_resnet50": 4,
     "carnet_resnet101": 4,
     "carnet_resnet152": 4,

@@ -104,6 +104,7 @@ CONFIGS = {
     "spssnet": "spssnet:streets",
     "asap": "asap:streets",
     "cgnet": "cgnet:streets",
+    "espnet": "espnet:streets",
 }
 
 
@@ -208,6 +209,9 @@ def test_self_calibration_attention_is_its_equation():
         (lambda: models.create("dabnet", num_classes=2, atention="none"), "no option 'atention'"),
         (lambda: models.create("dabnet", num_classes=2, attention="sca"), "self_calibration"),
         (lambda: models.create("dabnet", num_classes=2, backbone="vgg"), "'erfnet' or 'dabnet'"),
+        (lambda: models.create("cgnet", num_classes=2, blocks=(3, 0)), "must be two numbers of 1"),
+        (lambda: models.create("espnet", num_classes=2, blocks=(3,)), "must be two numbers of 0"),
+        (lambda: models.create("espnet", num_classes=2, skip="b1"), "choose one of stem, inject"),
     ],
 )
 def test_wrong_names_are_answered(call, message):

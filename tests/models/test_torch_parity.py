@@ -122,6 +122,9 @@ def test_logits(variant):
         ("affnet", {"fusion": "ewa", "final": "add", "attention_residual": True}),
         ("affnet", {"fusion": "concat", "downsample": "fast_scnn"}),
         ("affnet", {"fusion": "fpn_pan", "groups": 2}),
+        ("cgnet", {"blocks": (1, 2)}),
+        ("espnet", {"blocks": (0, 2), "skip": "inject"}),
+        ("espnet", {"blocks": (1, 0), "decoder": False}),
         ("asap", {"fusion": "general", "attention": "conventional", "general_residual": True}),
         ("asap", {"fusion": "in", "attention": "horizontal", "fuse_stride": 4}),
         ("asap", {"norm_mix": "rho", "layer_norm_axes": "c", "attention_gamma": True}),
@@ -230,6 +233,8 @@ def batch():
         ("erfnet", {"dropout": (0.0, 0.0)}, None, 0.2),
         ("cgnet", {}, 1.0, 1e-4),
         ("cgnet", {}, None, 0.2),
+        ("espnet", {}, 1.0, 1e-4),
+        ("espnet", {}, None, 0.2),
     ],
 )
 def test_training(variant, options, slope, tolerance):

@@ -22,6 +22,8 @@ ERFNET = "ERFNet as its authors released it"
 DABNET = "DABNet as its authors released it"
 FAST_SCNN = "Fast-SCNN of Tramac"
 CGNET = "CGNet as its authors released it"
+ESPNET = "ESPNet as its authors released it"
+ESPNET_C = "ESPNet-C as its authors released it"
 
 # Keys as they stand in the public files, at least one for each rule.
 PAIRS = {
@@ -153,16 +155,58 @@ PAIRS = {
         classifier.0.conv.weight classifier.weight
         classifier.1.conv.weight classifier.weight
         """,
+    ESPNET: """
+        encoder.level1.conv.weight backbone.stem.conv.weight
+        encoder.level3.7.d16.conv.weight backbone.block2_8.dilated16.weight
+        encoder.classifier.conv.weight classifier.weight
+        level3_C.conv.weight decoder.lateral.weight
+        br.running_mean decoder.norm8.running_mean
+        up_l3.0.weight decoder.up8.weight
+        combine_l2_l3.0.bn.weight decoder.norm4.weight
+        combine_l2_l3.0.act.weight decoder.norm4.slope
+        combine_l2_l3.1.c1.conv.weight decoder.merge.reduce.weight
+        combine_l2_l3.1.d4.conv.weight decoder.merge.dilated4.weight
+        combine_l2_l3.1.bn.act.weight decoder.merge.norm.slope
+        up_l2.0.weight decoder.up4.weight
+        up_l2.1.bn.bias decoder.norm2.bias
+        conv.conv.weight decoder.conv.conv.weight
+        conv.act.weight decoder.conv.norm.slope
+        classifier.weight decoder.classifier.weight
+        """,
+    ESPNET_C: """
+        level1.conv.weight backbone.stem.conv.weight
+        level1.bn.running_var backbone.stem.norm.running_var
+        level1.act.weight backbone.stem.norm.slope
+        b1.bn.bias backbone.inject1.bias
+        b3.act.weight backbone.inject3.slope
+        level2_0.c1.conv.weight backbone.down1.reduce.weight
+        level3_0.d1.conv.weight backbone.down2.dilated1.weight
+        level2_0.bn.weight backbone.down1.norm.weight
+        level3_0.act.weight backbone.down2.norm.slope
+        level2.1.c1.conv.weight backbone.block1_2.reduce.weight
+        level3.0.d8.conv.weight backbone.block2_1.dilated8.weight
+        level3.7.bn.bn.bias backbone.block2_8.norm.bias
+        level3.7.bn.act.weight backbone.block2_8.norm.slope
+        classifier.conv.weight classifier.weight
+        """,
 }
 WHOLE = {
     ERFNET: ("erfnet", {}),
     DABNET: ("dabnet", {}),
     FAST_SCNN: ("fast_scnn", {}),
     CGNET: ("cgnet", {}),
+    ESPNET: ("espnet", {}),
+    ESPNET_C: ("espnet", {"decoder": False}),
 }
 
 # Every module of the public networks, in a shell's braces, and how many keys a state dict has.
 _CG = "conv1x1.{conv,bn,act},F_loc.conv,F_sur.conv,F_glo.fc.{0,2}"
+_ESP = "c1.conv,d1.conv,d2.conv,d4.conv,d8.conv,d16.conv"
+_ESP_ENCODER = (
+    "{level1.{conv,bn,act},b1.{bn,act},b2.{bn,act},b3.{bn,act},classifier.conv"
+    f",{{level2_0,level3_0}}.{{{_ESP},bn,act}}"
+    f",{{level2.{{0,1}},level3.{{{','.join(map(str, range(8)))}}}}}.{{{_ESP},bn.{{bn,act}}}}}}"
+)
 MODULES = {
     CGNET: (
         498,
@@ -172,6 +216,13 @@ MODULES = {
         f"{{level2.{{0,1}},level3.{{{','.join(map(str, range(20)))}}}}}.{{{_CG},bn_prelu.{{bn,act}}}}",
         "classifier.0.conv",
     ),
+    ESPNET: (
+        210,
+        f"encoder.{_ESP_ENCODER}",
+        "{level3_C.conv,br,conv.{conv,bn,act},up_l3.0,up_l2.{0,1.{bn,act}},classifier}",
+        f"combine_l2_l3.{{0.{{bn,act}},1.{{{_ESP},bn.{{bn,act}}}}}}",
+    ),
+    ESPNET_C: (170, _ESP_ENCODER),
 }
 
 
@@ -254,15 +305,15 @@ def test_whole_networks(name, tmp_path):
     state = public(LAYOUTS[name], variables)
     file = tmp_path / "public.safetensors"
     write({f"module.{key}": value for key, value in state.items()}, file)
-    assert_equal(torch_files.load_torch(file, shapes(variant, 20)), variables)
-    trunk = torch_files.load_torch_backbone(file, shapes(variant))
+    assert_equal(torch_files.load_torch(file, shapes(variant, 20, **options)), variables)
+    trunk = torch_files.load_torch_backbone(file, shapes(variant, **options))
     assert_equal(trunk, {key: {"backbone": tree["backbone"]} for key, tree in variables.items()})
 
     lost = next(key for key in state if key.endswith(".bias"))
     left = "encoder.more.weight"
     write({**{k: v for k, v in state.items() if k != lost}, left: np.zeros(1)}, file)
     with pytest.raises(ValueError, match=re.escape(f"only in the file: {left}\n  only in the net")):
-        torch_files.load_torch(file, shapes(variant, 20))
+        torch_files.load_torch(file, shapes(variant, 20, **options))
 
 
 @pytest.mark.parametrize(
