@@ -19,6 +19,7 @@ from configs import (
     common,
     dabnet,
     eacnet,
+    enet,
     erfnet,
     espnet,
     fast_scnn,
@@ -42,6 +43,7 @@ PAPERS = {
     "asap": (asap, ""),
     "cgnet": (cgnet, ""),
     "espnet": (espnet, ""),
+    "enet": (enet, ""),
     "fast_scnn": (fast_scnn, ""),
     "spssnet": (spssnet, ""),
 }

@@ -47,7 +47,7 @@ COMBINATIONS = [
     ),
     *(
         f"{n}:{d}"
-        for n in ("fast_scnn", "spssnet", "cgnet", "espnet")
+        for n in ("fast_scnn", "spssnet", "cgnet", "espnet", "enet")
         for d in ("cityscapes", "camvid", "streets")
     ),
     *(f"espnet:{d},encoder" for d in ("cityscapes", "camvid", "streets")),
@@ -91,6 +91,7 @@ def test_loads_locked_and_builds_its_network(spec):
         "spssnet:streets",
         "cgnet:streets",
         "espnet:streets,encoder",
+        "enet:streets",
     ],
 )
 def test_loss_takes_what_its_config_says(spec):
@@ -125,6 +126,7 @@ def test_every_shipped_config_is_tried_here():
         "asap:smoke",
         "cgnet:smoke",
         "espnet:smoke",
+        "enet:smoke",
     ],
 )
 def test_trains_two_steps(spec, tmp_path):
@@ -173,6 +175,7 @@ def _trainer(config):
         ("asap", (4, 300, (1024, 1024)), ("sgd", 2.5e-3, 1e-4), ("poly", 0.9, 1000)),
         ("fast_scnn", (12, 1000, (512, 1024)), ("sgd", 4.5e-2, 4e-5), ("poly", 0.9, 0)),
         ("cgnet", (16, 300, (680, 680)), ("adam", 1e-3, 5e-4), ("poly", 0.9, 0)),
+        ("enet", (10, 300, (512, 1024)), ("adam", 5e-4, 2e-4), ("step", 0.1, 100)),
         ("espnet", (6, 1500, (512, 1024)), ("adam", 5e-4, 5e-4), ("step", 0.5, 500)),
         ("espnet:encoder,camvid", (12, 1500, (360, 480)), ("adam", 5e-4, 5e-4), ("step", 0.5, 500)),
         ("cgnet:camvid", (8, 800, (360, 360)), ("adam", 1e-3, 5e-4), ("poly", 0.9, 0)),

@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from rtseg_jax.models import affnet, asap, carnet, eacnet
-from rtseg_jax.models.zoo import cgnet, erfnet, espnet, fast_scnn, spssnet
+from rtseg_jax.models.zoo import cgnet, enet, erfnet, espnet, fast_scnn, spssnet
 from rtseg_jax.nn import losses
 
 
@@ -47,6 +47,7 @@ VARIANTS = {
     "asap": Variant(asap.ASAP, {}, asap.loss),
     "cgnet": Variant(cgnet.CGNet, {}, losses.segmentation_loss),
     "espnet": Variant(espnet.ESPNet, {}, losses.segmentation_loss),
+    "enet": Variant(enet.ENet, {}, losses.segmentation_loss),
 }
 
 

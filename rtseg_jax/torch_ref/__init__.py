@@ -16,6 +16,7 @@ from rtseg_jax.torch_ref.asap import ASAP
 from rtseg_jax.torch_ref.carnet import CARNet
 from rtseg_jax.torch_ref.cgnet import CGNet
 from rtseg_jax.torch_ref.eacnet import EACNet, upsample
+from rtseg_jax.torch_ref.enet import ENet
 from rtseg_jax.torch_ref.erfnet import ERFNet
 from rtseg_jax.torch_ref.espnet import ESPNet
 
@@ -39,6 +40,7 @@ VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "asap": (ASAP, {}),
     "cgnet": (CGNet, {}),
     "espnet": (ESPNet, {}),
+    "enet": (ENet, {}),
 }
 
 

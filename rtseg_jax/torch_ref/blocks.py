@@ -63,11 +63,11 @@ class ConvBatchNorm(nn.Module):
 
 
 class BatchNormPReLU(nn.BatchNorm2d):
-    """BatchNorm and PReLU with one slope per channel, initially 0.25."""
+    """BatchNorm and PReLU with one slope per channel, or one for all, initially 0.25."""
 
-    def __init__(self, channels: int, eps: float = 1e-3):
+    def __init__(self, channels: int, eps: float = 1e-3, shared: bool = False):
         super().__init__(channels, eps=eps)
-        self.slope = nn.Parameter(torch.full((channels,), 0.25))
+        self.slope = nn.Parameter(torch.full((1 if shared else channels,), 0.25))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, c, h, w] -> the same."""

@@ -238,6 +238,48 @@ def _espnet() -> Iterator[tuple[str, str]]:
     yield "classifier", "decoder.classifier"
 
 
+_ENET_KINDS = 2 * ("regular", "dilated", "asymmetric", "dilated")
+
+
+def _enet() -> Iterator[tuple[str, str]]:
+    def unit(theirs, ours, first=0):
+        yield from _normed(theirs, ours, first, first + 1)
+        yield f"{theirs}.{first + 2}", f"{ours}.norm.slope"
+
+    def bottleneck(theirs, ours, asymmetric=False):
+        yield from unit(f"{theirs}.ext_conv1", f"{ours}.reduce")
+        yield from unit(f"{theirs}.ext_conv2", f"{ours}.{'conv5x1' if asymmetric else 'conv3x3'}")
+        yield from unit(f"{theirs}.ext_conv2", f"{ours}.conv1x5", 3)
+        yield from unit(f"{theirs}.ext_conv3", f"{ours}.expand")
+        yield f"{theirs}.out_activation", f"{ours}.activation.slope"
+
+    yield "initial_block.main_branch", "backbone.initial.conv"
+    yield "initial_block.batch_norm", "backbone.initial.norm"
+    yield "initial_block.out_activation", "backbone.initial.norm.slope"
+    for section in (1, 2):
+        yield from bottleneck(f"downsample{section}_0", f"backbone.bottleneck{section}_0")
+    for i in range(1, 5):
+        yield from bottleneck(f"regular1_{i}", f"backbone.bottleneck1_{i}")
+    for section, first in ((2, 1), (3, 0)):
+        for i, kind in enumerate(_ENET_KINDS, start=first):
+            place = f"{section}_{i}"
+            yield from bottleneck(
+                f"{kind}{place}", f"backbone.bottleneck{place}", kind == "asymmetric"
+            )
+    for place in ("4_1", "4_2", "5_1"):
+        yield from bottleneck(f"regular{place}", f"decoder.bottleneck{place}")
+    for section in (4, 5):
+        theirs, ours = f"upsample{section}_0", f"decoder.bottleneck{section}_0"
+        yield from _normed(f"{theirs}.main_conv1", f"{ours}.main")
+        yield from unit(f"{theirs}.ext_conv1", f"{ours}.reduce")
+        yield f"{theirs}.ext_tconv1", f"{ours}.up2.conv"
+        yield f"{theirs}.ext_tconv1_bnorm", f"{ours}.up2.norm"
+        yield f"{theirs}.ext_tconv1_activation", f"{ours}.up2.norm.slope"
+        yield from _normed(f"{theirs}.ext_conv2", f"{ours}.expand")
+        yield f"{theirs}.out_activation", f"{ours}.activation.slope"
+    yield "transposed_conv", "decoder.classifier"
+
+
 _NO_EXPANSION = "published MobileNetV2 weights need expand_first=False"
 
 LAYOUTS = (
@@ -304,5 +346,12 @@ LAYOUTS = (
         dict(_espnet_encoder()),
         trunk=False,
         hint="this is the encoder alone, espnet with decoder=False",
+    ),
+    Layout(
+        "ENet of D. Silva",
+        ("initial_block.main_branch.weight", "transposed_conv.weight"),
+        dict(_enet()),
+        trunk=False,
+        hint="his files of CamVid have 12 classes, unlabeled being the last; those of Cityscapes 20, it being the first",
     ),
 )

@@ -105,6 +105,7 @@ CONFIGS = {
     "asap": "asap:streets",
     "cgnet": "cgnet:streets",
     "espnet": "espnet:streets",
+    "enet": "enet:streets",
 }
 
 
@@ -212,6 +213,10 @@ def test_self_calibration_attention_is_its_equation():
         (lambda: models.create("cgnet", num_classes=2, blocks=(3, 0)), "must be two numbers of 1"),
         (lambda: models.create("espnet", num_classes=2, blocks=(3,)), "must be two numbers of 0"),
         (lambda: models.create("espnet", num_classes=2, skip="b1"), "choose one of stem, inject"),
+        (
+            lambda: models.create("enet", num_classes=2, activations=("elu", "relu")),
+            "unknown activation 'elu'; choose one of shared_prelu, prelu, relu",
+        ),
     ],
 )
 def test_wrong_names_are_answered(call, message):

@@ -125,6 +125,8 @@ def test_logits(variant):
         ("cgnet", {"blocks": (1, 2)}),
         ("espnet", {"blocks": (0, 2), "skip": "inject"}),
         ("espnet", {"blocks": (1, 0), "decoder": False}),
+        ("enet", {"activations": ("relu", "shared_prelu")}),
+        ("enet", {"activations": ("prelu", "relu")}),
         ("asap", {"fusion": "general", "attention": "conventional", "general_residual": True}),
         ("asap", {"fusion": "in", "attention": "horizontal", "fuse_stride": 4}),
         ("asap", {"norm_mix": "rho", "layer_norm_axes": "c", "attention_gamma": True}),
@@ -235,6 +237,8 @@ def batch():
         ("cgnet", {}, None, 0.2),
         ("espnet", {}, 1.0, 1e-4),
         ("espnet", {}, None, 0.2),
+        ("enet", {"dropout": (0.0, 0.0), "activations": ("prelu",) * 2}, 1.0, 1e-4),
+        ("enet", {"dropout": (0.0, 0.0)}, None, 0.2),
     ],
 )
 def test_training(variant, options, slope, tolerance):

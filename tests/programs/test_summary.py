@@ -90,9 +90,19 @@ def test_printed_counts(paper):
 
 
 OURS = {
-    "EACNet": ("ERFNet", "DABNet", "EACNet", "CGNet", "ESPNet"),
-    "CARNet": ("CARNet", "CARModule", "one CARModule", "BS", "CRP", "Others", "Decoder"),
-    "AFFNet": ("AFF", "EWA", "Concat", "FPN+PAN", "SPSSNet", "Fast-SCNN", "ERFNet", "ESPNet"),
+    "EACNet": ("ERFNet", "DABNet", "EACNet", "CGNet", "ESPNet", "ENet"),
+    "CARNet": ("CARNet", "CARModule", "one CARModule", "BS", "CRP", "Others", "Decoder", "ENet"),
+    "AFFNet": (
+        "AFF",
+        "EWA",
+        "Concat",
+        "FPN+PAN",
+        "SPSSNet",
+        "Fast-SCNN",
+        "ERFNet",
+        "ESPNet",
+        "ENet",
+    ),
     "ASAP": ("ASAP", "Feature Fusion", "Self Attention"),
 }
 

@@ -24,6 +24,7 @@ FAST_SCNN = "Fast-SCNN of Tramac"
 CGNET = "CGNet as its authors released it"
 ESPNET = "ESPNet as its authors released it"
 ESPNET_C = "ESPNet-C as its authors released it"
+ENET = "ENet of D. Silva"
 
 # Keys as they stand in the public files, at least one for each rule.
 PAIRS = {
@@ -189,6 +190,28 @@ PAIRS = {
         level3.7.bn.act.weight backbone.block2_8.norm.slope
         classifier.conv.weight classifier.weight
         """,
+    ENET: """
+        initial_block.main_branch.weight backbone.initial.conv.weight
+        initial_block.batch_norm.running_var backbone.initial.norm.running_var
+        initial_block.out_activation.weight backbone.initial.norm.slope
+        downsample1_0.ext_conv1.0.weight backbone.bottleneck1_0.reduce.conv.weight
+        downsample2_0.ext_conv2.1.bias backbone.bottleneck2_0.conv3x3.norm.bias
+        regular1_4.ext_conv1.2.weight backbone.bottleneck1_4.reduce.norm.slope
+        dilated2_8.ext_conv2.0.weight backbone.bottleneck2_8.conv3x3.conv.weight
+        asymmetric2_3.ext_conv2.0.weight backbone.bottleneck2_3.conv5x1.conv.weight
+        asymmetric3_6.ext_conv2.3.weight backbone.bottleneck3_6.conv1x5.conv.weight
+        asymmetric3_2.ext_conv2.4.running_mean backbone.bottleneck3_2.conv1x5.norm.running_mean
+        asymmetric3_2.ext_conv2.5.weight backbone.bottleneck3_2.conv1x5.norm.slope
+        regular3_4.ext_conv3.1.weight backbone.bottleneck3_4.expand.norm.weight
+        dilated3_7.out_activation.weight backbone.bottleneck3_7.activation.slope
+        upsample4_0.main_conv1.0.weight decoder.bottleneck4_0.main.conv.weight
+        upsample5_0.ext_conv1.1.bias decoder.bottleneck5_0.reduce.norm.bias
+        upsample4_0.ext_tconv1.weight decoder.bottleneck4_0.up2.conv.weight
+        upsample5_0.ext_tconv1_bnorm.weight decoder.bottleneck5_0.up2.norm.weight
+        upsample5_0.ext_conv2.0.weight decoder.bottleneck5_0.expand.conv.weight
+        regular5_1.ext_conv2.0.weight decoder.bottleneck5_1.conv3x3.conv.weight
+        transposed_conv.weight decoder.classifier.weight
+        """,
 }
 WHOLE = {
     ERFNET: ("erfnet", {}),
@@ -197,6 +220,7 @@ WHOLE = {
     CGNET: ("cgnet", {}),
     ESPNET: ("espnet", {}),
     ESPNET_C: ("espnet", {"decoder": False}),
+    ENET: ("enet", {}),
 }
 
 # Every module of the public networks, in a shell's braces, and how many keys a state dict has.
@@ -207,6 +231,7 @@ _ESP_ENCODER = (
     f",{{level2_0,level3_0}}.{{{_ESP},bn,act}}"
     f",{{level2.{{0,1}},level3.{{{','.join(map(str, range(8)))}}}}}.{{{_ESP},bn.{{bn,act}}}}}}"
 )
+_E = "{ext_conv{1,2,3}.{0,1,2},out_activation}"
 MODULES = {
     CGNET: (
         498,
@@ -223,6 +248,16 @@ MODULES = {
         f"combine_l2_l3.{{0.{{bn,act}},1.{{{_ESP},bn.{{bn,act}}}}}}",
     ),
     ESPNET_C: (170, _ESP_ENCODER),
+    ENET: (
+        622,
+        "initial_block.{main_branch,batch_norm,out_activation}",
+        f"{{downsample{{1,2}}_0,regular{{1_1,1_2,1_3,1_4,2_1,2_5,3_0,3_4}}}}.{_E}",
+        f"dilated{{2_2,2_4,2_6,2_8,3_1,3_3,3_5,3_7}}.{_E}",
+        f"asymmetric{{2_3,2_7,3_2,3_6}}.{{{_E},ext_conv2.{{3,4,5}}}}",
+        "regular{4_1,4_2,5_1}.ext_conv{1,2,3}.{0,1}",
+        "upsample{4,5}_0.{{main_conv1,ext_conv1,ext_conv2}.{0,1},ext_tconv1,ext_tconv1_bnorm}",
+        "transposed_conv",
+    ),
 }
 
 
