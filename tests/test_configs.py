@@ -47,9 +47,11 @@ COMBINATIONS = [
     ),
     *(
         f"{n}:{d}"
-        for n in ("fast_scnn", "spssnet", "ddrnet23_slim", "pidnet_s")
+        for n in ("fast_scnn", "spssnet", "ddrnet23_slim", "pidnet_s", "cgnet", "espnet", "enet")
         for d in ("cityscapes", "camvid", "streets")
     ),
+    *(f"espnet:{d},encoder" for d in ("cityscapes", "camvid", "streets")),
+    *(f"espnet:{d},decoder,inject" for d in ("cityscapes", "camvid", "streets")),
     *(f"folder:{v}" for v in models.VARIANTS),
     *(f"camvid_best:{v},{r}" for v in models.VARIANTS for r in ("full", "short,trainval")),
 ]
@@ -89,6 +91,9 @@ def test_loads_locked_and_builds_its_network(spec):
         "spssnet:streets",
         "ddrnet23_slim:streets",
         "pidnet_s:streets",
+        "cgnet:streets",
+        "espnet:streets,encoder",
+        "enet:streets",
     ],
 )
 def test_loss_takes_what_its_config_says(spec):
@@ -123,6 +128,9 @@ def test_every_shipped_config_is_tried_here():
         "asap:smoke",
         "ddrnet23_slim:smoke",
         "pidnet_s:smoke",
+        "cgnet:smoke",
+        "espnet:smoke",
+        "enet:smoke",
     ],
 )
 def test_trains_two_steps(spec, tmp_path):
@@ -173,10 +181,15 @@ def _trainer(config):
         ("ddrnet23_slim", (12, 484, (1024, 1024)), ("sgd", 1e-2, 5e-4), ("poly", 0.9, 0)),
         ("pidnet_s", (12, 484, (1024, 1024)), ("sgd", 1e-2, 5e-4), ("poly", 0.9, 0)),
         ("pidnet_s:camvid", (12, 200, (360, 480)), ("sgd", 5e-3, 5e-4), ("poly", 0.9, 0)),
+        ("cgnet", (16, 300, (680, 680)), ("adam", 1e-3, 5e-4), ("poly", 0.9, 0)),
+        ("enet", (10, 300, (512, 1024)), ("adam", 5e-4, 2e-4), ("step", 0.1, 100)),
+        ("espnet", (6, 1500, (512, 1024)), ("adam", 5e-4, 5e-4), ("step", 0.5, 500)),
+        ("espnet:encoder,camvid", (12, 1500, (360, 480)), ("adam", 5e-4, 5e-4), ("step", 0.5, 500)),
+        ("cgnet:camvid", (8, 800, (360, 360)), ("adam", 1e-3, 5e-4), ("poly", 0.9, 0)),
     ],
 )
 def test_the_other_papers_values(spec, data, method, schedule):
-    """CARNet Section IV, AFFNet Section IV-A, ASAP Section III, Fast-SCNN Section 4, and the readings, literally."""
+    """CARNet Section IV, AFFNet Section IV-A, ASAP Section III, Fast-SCNN Section 4, the others' code, and the readings, literally."""
     config = settings.load(spec)
     assert _trainer(config) == (data, method, schedule)
     if spec.startswith("carnet"):

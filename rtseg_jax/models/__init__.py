@@ -8,7 +8,16 @@ from typing import Any
 import flax.linen as nn
 
 from rtseg_jax.models import affnet, asap, carnet, eacnet
-from rtseg_jax.models.zoo import ddrnet, erfnet, fast_scnn, pidnet, spssnet
+from rtseg_jax.models.zoo import (
+    cgnet,
+    ddrnet,
+    enet,
+    erfnet,
+    espnet,
+    fast_scnn,
+    pidnet,
+    spssnet,
+)
 from rtseg_jax.nn import losses
 
 
@@ -47,6 +56,9 @@ VARIANTS = {
     "asap": Variant(asap.ASAP, {}, asap.loss),
     "ddrnet23_slim": Variant(ddrnet.DDRNet, {}, ddrnet.loss),
     "pidnet_s": Variant(pidnet.PIDNet, {}, pidnet.loss),
+    "cgnet": Variant(cgnet.CGNet, {}, losses.segmentation_loss),
+    "espnet": Variant(espnet.ESPNet, {}, losses.segmentation_loss),
+    "enet": Variant(enet.ENet, {}, losses.segmentation_loss),
 }
 
 

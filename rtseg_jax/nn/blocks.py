@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from rtseg_jax.nn.conv import Conv, ConvBatchNorm, Initializer, kaiming_normal_fan_out
+from rtseg_jax.nn.conv import (
+    Conv,
+    ConvBatchNorm,
+    Initializer,
+    Pair,
+    kaiming_normal,
+    kaiming_normal_fan_out,
+)
+from rtseg_jax.nn.norm import BatchNormPReLU
 from rtseg_jax.nn.pool import max_pool
 
 
@@ -30,6 +38,32 @@ def add_relu(y: Float[Array, "*shape"], x: Float[Array, "*shape"]) -> Float[Arra
 def _(primals, tangents):
     z = add_relu(*primals)
     return z, jnp.where(z > 0, sum(tangents), 0)
+
+
+class ConvBatchNormPReLU(nn.Module):
+    """A convolution without bias, its BatchNorm and a PReLU."""
+
+    features: int
+    kernel_size: Pair = (3, 3)
+    strides: Pair = (1, 1)
+    epsilon: float = 1e-3
+    kernel_init: Initializer = kaiming_normal
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, train: bool
+    ) -> Float[Array, "b h2 w2 features"]:
+        x = Conv(
+            self.features,
+            self.kernel_size,
+            self.strides,
+            use_bias=False,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        return BatchNormPReLU(self.epsilon, dtype=self.dtype, name="norm")(x, train=train)
 
 
 class InvertedResidual(nn.Module):

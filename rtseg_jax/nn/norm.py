@@ -117,23 +117,35 @@ class BatchNorm(nn.Module):
         return _batch_norm(self, x, None, train)
 
 
+def _slope(module, channels):
+    """The slope of each channel."""
+    shape = (1,) if module.shared else (channels,)
+    slope = module.param("slope", nn.initializers.constant(0.25), shape, jnp.float32)
+    return jnp.broadcast_to(slope, (channels,))
+
+
 class BatchNormPReLU(nn.Module):
-    """BatchNorm and a PReLU with one slope per channel, as one operation; attributes as in BatchNorm."""
+    """BatchNorm and a PReLU with one slope per channel, as one operation; attributes as in BatchNorm and PReLU."""
 
     epsilon: float
     momentum: float = 0.9
+    shared: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
-        slope = self.param("slope", nn.initializers.constant(0.25), (x.shape[-1],), jnp.float32)
-        return _batch_norm(self, x, slope, train)
+        return _batch_norm(self, x, _slope(self, x.shape[-1]), train)
 
 
 class PReLU(nn.Module):
-    """PReLU with one slope per channel, initially 0.25 (He et al. 2015, Eq. 1)."""
+    """PReLU with one slope per channel, initially 0.25 (He et al. 2015, Eq. 1).
+
+    Attributes:
+        shared: One slope for all channels instead.
+    """
+
+    shared: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        slope = self.param("slope", nn.initializers.constant(0.25), (x.shape[-1],), jnp.float32)
-        return _prelu(x, slope.astype(x.dtype))
+        return _prelu(x, _slope(self, x.shape[-1]).astype(x.dtype))

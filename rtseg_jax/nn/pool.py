@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from rtseg_jax.nn.forms import Pair
 
@@ -110,6 +110,35 @@ def max_pool(
         # Below 0 where the last windows end before the border.
         pads.append((p, (n - 1) * s + k - size - p))
     return _max_pool(x, tuple(window), tuple(strides), tuple(pads))
+
+
+def max_pool_places(
+    x: Float[Array, "b h w c"],
+) -> tuple[Float[Array, "b h2 w2 c"], UInt8[Array, "b h2 w2 c"]]:
+    """Torch's max_pool2d of 2x2 windows, with indices: the maxima, and which of its window's four each one is.
+
+    They are numbered row by row, and of equal ones it is the first. An odd last row or column is left out.
+    """
+    y, columns = _first_maxima(x, 2, 2, 2)
+    y, rows = _first_maxima(y, 1, 2, 2)
+    upper, lower = _views(columns, 1, 2, 2)
+    return y, 2 * rows + jnp.where(rows == 1, lower, upper)
+
+
+def max_unpool(
+    x: Float[Array, "b h w c"], places: UInt8[Array, "b h w c"], size: Pair
+) -> Float[Array, "b h2 w2 c"]:
+    """Torch's max_unpool2d: every value at its place of max_pool_places, zeros elsewhere.
+
+    Args:
+        x: Values for 2x2 windows.
+        places: Where each one goes in its window.
+        size: (h, w) of the result: that of what was pooled.
+    """
+    b, h, w, c = x.shape
+    rows = [jnp.stack([jnp.where(places == 2 * i + j, x, 0) for j in (0, 1)], 3) for i in (0, 1)]
+    y = jnp.stack(rows, 2).reshape(b, 2 * h, 2 * w, c)
+    return jnp.pad(y, ((0, 0), (0, size[0] - 2 * h), (0, size[1] - 2 * w), (0, 0)))
 
 
 def avg_pool(

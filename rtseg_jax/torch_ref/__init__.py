@@ -14,9 +14,12 @@ from torch import nn
 from rtseg_jax.torch_ref.affnet import AFFNet, FastSCNN, SPSSNet
 from rtseg_jax.torch_ref.asap import ASAP
 from rtseg_jax.torch_ref.carnet import CARNet
+from rtseg_jax.torch_ref.cgnet import CGNet
 from rtseg_jax.torch_ref.ddrnet import DDRNet
 from rtseg_jax.torch_ref.eacnet import EACNet, upsample
+from rtseg_jax.torch_ref.enet import ENet
 from rtseg_jax.torch_ref.erfnet import ERFNet
+from rtseg_jax.torch_ref.espnet import ESPNet
 from rtseg_jax.torch_ref.pidnet import PIDNet
 
 __all__ = ["VARIANTS", "Program", "create", "load", "upsample"]
@@ -39,14 +42,16 @@ VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "asap": (ASAP, {}),
     "ddrnet23_slim": (DDRNet, {}),
     "pidnet_s": (PIDNet, {}),
+    "cgnet": (CGNet, {}),
+    "espnet": (ESPNet, {}),
+    "enet": (ENet, {}),
 }
 
 
 def create(variant: str, num_classes: int, **options: Any) -> nn.Module:
     """Builds a named network, freshly initialised; options override the variant's own.
 
-    Its forward maps an image [b, 3, h, w] to logits: [b, k, h, w] for "erfnet", at output stride 8
-    for the others.
+    Its forward maps an image [b, 3, h, w] to logits [b, k, h', w'] at the network's own output stride.
 
     Raises:
         ValueError: unknown variant, or an option that the network does not have.

@@ -62,6 +62,33 @@ class ConvBatchNorm(nn.Module):
         return x if self.activation is None else self.activation(x)
 
 
+class BatchNormPReLU(nn.BatchNorm2d):
+    """BatchNorm and PReLU with one slope per channel, or one for all, initially 0.25."""
+
+    def __init__(self, channels: int, eps: float = 1e-3, shared: bool = False):
+        super().__init__(channels, eps=eps)
+        self.slope = nn.Parameter(torch.full((1 if shared else channels,), 0.25))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[b, c, h, w] -> the same."""
+        return F.prelu(super().forward(x), self.slope)
+
+
+class ConvBatchNormPReLU(nn.Module):
+    """A convolution without bias, of odd kernel size, with its BatchNorm and PReLU."""
+
+    def __init__(self, channels: int, features: int, kernel_size: int = 3, stride: int = 1):
+        super().__init__()
+        self.conv = nn.Conv2d(
+            channels, features, kernel_size, stride, padding=kernel_size // 2, bias=False
+        )
+        self.norm = BatchNormPReLU(features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[b, channels, h, w] -> [b, features, ceil(h / stride), ceil(w / stride)]."""
+        return self.norm(self.conv(x))
+
+
 class InvertedResidual(nn.Module):
     """Expansion, depth-wise 3x3, linear projection (MobileNetV2), plus the input where shapes agree.
 

@@ -4,32 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-EPSILON = 1e-3
-
-
-class BatchNormPReLU(nn.BatchNorm2d):
-    """BatchNorm and PReLU with one slope per channel, initially 0.25."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, eps=EPSILON)
-        self.slope = nn.Parameter(torch.full((channels,), 0.25))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[b, c, h, w] -> the same."""
-        return F.prelu(super().forward(x), self.slope)
-
-
-class ConvBNPReLU(nn.Module):
-    """A 3x3 convolution of the stem with its BatchNorm and PReLU."""
-
-    def __init__(self, channels: int, features: int, stride: int = 1):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, features, 3, stride=stride, padding=1, bias=False)
-        self.norm = BatchNormPReLU(features)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[b, c, h, w] -> [b, features, h / stride, w / stride]."""
-        return self.norm(self.conv(x))
+from rtseg_jax.torch_ref.blocks import BatchNormPReLU, ConvBatchNormPReLU
 
 
 class DownsamplingBlock(nn.Module):
@@ -96,9 +71,9 @@ class DABNetBackbone(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem1 = ConvBNPReLU(3, 32, stride=2)
-        self.stem2 = ConvBNPReLU(32, 32)
-        self.stem3 = ConvBNPReLU(32, 32)
+        self.stem1 = ConvBatchNormPReLU(3, 32, stride=2)
+        self.stem2 = ConvBatchNormPReLU(32, 32)
+        self.stem3 = ConvBatchNormPReLU(32, 32)
         self.inject1 = BatchNormPReLU(35)
         self.down1 = DownsamplingBlock(35, 64)
         for i in range(1, 4):

@@ -15,7 +15,8 @@ class Layout:
     Attributes:
         name: For messages.
         marks: Keys that a state dict of this layout has, and no other.
-        modules: Their module -> ours; of a trunk, ours below "backbone".
+        modules: Their module -> ours; of a trunk, ours below "backbone". A PReLU, which has but its weight, goes to our
+            slope itself.
         trunk: Whether the layout is that of a trunk alone.
         ignored: Pattern of the keys without a counterpart here: an ImageNet classifier, an auxiliary head.
         hint: What to know when the state dict does not fit.
@@ -35,8 +36,8 @@ class Layout:
         module, _, leaf = key.rpartition(".")
         if module not in self.modules:
             return key
-        # A PReLU is a module of its own there; its weight is our norm's slope.
-        return f"{self.modules[module]}.{'slope' if module.endswith('.acti') else leaf}"
+        ours = self.modules[module]
+        return ours if ours.endswith(".slope") else f"{ours}.{leaf}"
 
 
 def recognise(keys: Collection[str]) -> Layout | None:
@@ -48,6 +49,12 @@ def _normed(theirs: str, ours: str, conv: int | str = 0, norm: int | str = 1) ->
     """A convolution and its norm in a Sequential, by default its first two modules."""
     yield f"{theirs}.{conv}", f"{ours}.conv"
     yield f"{theirs}.{norm}", f"{ours}.norm"
+
+
+def _sloped(theirs: str, ours: str, act: str = "act") -> Iterator:
+    """A norm and the PReLU beside it, which are one module here."""
+    yield f"{theirs}.bn", ours
+    yield f"{theirs}.{act}", f"{ours}.slope"
 
 
 def _resnet() -> Iterator[tuple[str, str]]:
@@ -118,8 +125,7 @@ _DAB_CONVOLUTIONS = {
 
 def _dabnet() -> Iterator[tuple[str, str]]:
     def norm(theirs, ours):
-        yield f"{theirs}.bn", ours
-        yield f"{theirs}.acti", ours
+        yield from _sloped(theirs, ours, "acti")
 
     for i in range(3):
         yield f"init_conv.{i}.conv", f"backbone.stem{i + 1}.conv"
@@ -229,6 +235,113 @@ def _pidnet() -> Iterator[tuple[str, str]]:
     yield from _head("seghead_d", "boundary")
 
 
+_CGNET_BLOCK = {
+    "conv1x1.conv": "conv.conv",
+    "F_loc.conv": "local",
+    "F_sur.conv": "context",
+    "F_glo.fc.0": "gate.reduce",
+    "F_glo.fc.2": "gate.expand",
+}
+
+
+def _cgnet() -> Iterator[tuple[str, str]]:
+    for i in range(3):
+        yield f"level1_{i}.conv", f"backbone.stem{i + 1}.conv"
+        yield from _sloped(f"level1_{i}", f"backbone.stem{i + 1}.norm")
+    for i, theirs in enumerate(("b1", "bn_prelu_2", "bn_prelu_3"), start=1):
+        yield from _sloped(theirs, f"backbone.inject{i}")
+    for stage, blocks in ((1, 3), (2, 21)):
+        for i in range(blocks):
+            theirs, norm = f"level{stage + 1}.{i - 1}", ".bn_prelu"
+            ours = f"backbone.block{stage}_{i}"
+            if i == 0:
+                theirs, norm, ours = f"level{stage + 1}_0", "", f"backbone.down{stage}"
+                yield f"{theirs}.reduce.conv", f"{ours}.reduce"
+            yield from _sloped(f"{theirs}.conv1x1", f"{ours}.conv.norm")
+            yield from _sloped(f"{theirs}{norm}", f"{ours}.norm")
+            for module, name in _CGNET_BLOCK.items():
+                yield f"{theirs}.{module}", f"{ours}.{name}"
+    yield "classifier.0.conv", "classifier"
+    yield "classifier.1.conv", "classifier"  # behind a dropout
+
+
+def _esp(theirs: str, ours: str, norm: str = ".bn") -> Iterator:
+    yield f"{theirs}.c1.conv", f"{ours}.reduce"
+    for d in (1, 2, 4, 8, 16):
+        yield f"{theirs}.d{d}.conv", f"{ours}.dilated{d}"
+    yield from _sloped(f"{theirs}{norm}", f"{ours}.norm")
+
+
+def _espnet_encoder() -> Iterator[tuple[str, str]]:
+    yield "level1.conv", "backbone.stem.conv"
+    yield from _sloped("level1", "backbone.stem.norm")
+    for i in (1, 2, 3):
+        yield from _sloped(f"b{i}", f"backbone.inject{i}")
+    for stage in (1, 2):
+        theirs = f"level{stage + 1}"
+        yield from _esp(f"{theirs}_0", f"backbone.down{stage}", norm="")
+        for i in range(8):  # the largest q
+            yield from _esp(f"{theirs}.{i}", f"backbone.block{stage}_{i + 1}")
+    yield "classifier.conv", "classifier"
+
+
+def _espnet() -> Iterator[tuple[str, str]]:
+    for theirs, ours in _espnet_encoder():
+        yield f"encoder.{theirs}", ours
+    yield "level3_C.conv", "decoder.lateral"
+    yield "br", "decoder.norm8"
+    yield "up_l3.0", "decoder.up8"
+    yield from _sloped("combine_l2_l3.0", "decoder.norm4")
+    yield from _esp("combine_l2_l3.1", "decoder.merge")
+    yield "up_l2.0", "decoder.up4"
+    yield from _sloped("up_l2.1", "decoder.norm2")
+    yield "conv.conv", "decoder.conv.conv"
+    yield from _sloped("conv", "decoder.conv.norm")
+    yield "classifier", "decoder.classifier"
+
+
+_ENET_KINDS = 2 * ("regular", "dilated", "asymmetric", "dilated")
+
+
+def _enet() -> Iterator[tuple[str, str]]:
+    def unit(theirs, ours, first=0):
+        yield from _normed(theirs, ours, first, first + 1)
+        yield f"{theirs}.{first + 2}", f"{ours}.norm.slope"
+
+    def bottleneck(theirs, ours, asymmetric=False):
+        yield from unit(f"{theirs}.ext_conv1", f"{ours}.reduce")
+        yield from unit(f"{theirs}.ext_conv2", f"{ours}.{'conv5x1' if asymmetric else 'conv3x3'}")
+        yield from unit(f"{theirs}.ext_conv2", f"{ours}.conv1x5", 3)
+        yield from unit(f"{theirs}.ext_conv3", f"{ours}.expand")
+        yield f"{theirs}.out_activation", f"{ours}.activation.slope"
+
+    yield "initial_block.main_branch", "backbone.initial.conv"
+    yield "initial_block.batch_norm", "backbone.initial.norm"
+    yield "initial_block.out_activation", "backbone.initial.norm.slope"
+    for section in (1, 2):
+        yield from bottleneck(f"downsample{section}_0", f"backbone.bottleneck{section}_0")
+    for i in range(1, 5):
+        yield from bottleneck(f"regular1_{i}", f"backbone.bottleneck1_{i}")
+    for section, first in ((2, 1), (3, 0)):
+        for i, kind in enumerate(_ENET_KINDS, start=first):
+            place = f"{section}_{i}"
+            yield from bottleneck(
+                f"{kind}{place}", f"backbone.bottleneck{place}", kind == "asymmetric"
+            )
+    for place in ("4_1", "4_2", "5_1"):
+        yield from bottleneck(f"regular{place}", f"decoder.bottleneck{place}")
+    for section in (4, 5):
+        theirs, ours = f"upsample{section}_0", f"decoder.bottleneck{section}_0"
+        yield from _normed(f"{theirs}.main_conv1", f"{ours}.main")
+        yield from unit(f"{theirs}.ext_conv1", f"{ours}.reduce")
+        yield f"{theirs}.ext_tconv1", f"{ours}.up2.conv"
+        yield f"{theirs}.ext_tconv1_bnorm", f"{ours}.up2.norm"
+        yield f"{theirs}.ext_tconv1_activation", f"{ours}.up2.norm.slope"
+        yield from _normed(f"{theirs}.ext_conv2", f"{ours}.expand")
+        yield f"{theirs}.out_activation", f"{ours}.activation.slope"
+    yield "transposed_conv", "decoder.classifier"
+
+
 _NO_EXPANSION = "published MobileNetV2 weights need expand_first=False"
 
 LAYOUTS = (
@@ -288,5 +401,33 @@ LAYOUTS = (
         dict(_pidnet()),
         trunk=False,
         hint="the network here is PIDNet-S with its training heads seghead_p and seghead_d",
+    ),
+    Layout(
+        "CGNet as its authors released it",
+        ("level1_0.conv.weight", "level2_0.F_sur.conv.weight"),
+        dict(_cgnet()),
+        trunk=False,
+    ),
+    Layout(
+        "ESPNet as its authors released it",
+        ("encoder.level1.conv.weight", "level3_C.conv.weight"),
+        dict(_espnet()),
+        trunk=False,
+        hint="the authors' files of CamVid have 12 classes and need skip='inject', those of Cityscapes have 20; void is the"
+        " last. blocks=(p, q) is in a file's name",
+    ),
+    Layout(
+        "ESPNet-C as its authors released it",
+        ("level1.conv.weight", "level2_0.c1.conv.weight"),
+        dict(_espnet_encoder()),
+        trunk=False,
+        hint="this is the encoder alone, espnet with decoder=False",
+    ),
+    Layout(
+        "ENet of D. Silva",
+        ("initial_block.main_branch.weight", "transposed_conv.weight"),
+        dict(_enet()),
+        trunk=False,
+        hint="his files of CamVid have 12 classes, unlabeled being the last; those of Cityscapes 20, it being the first",
     ),
 )

@@ -5,6 +5,7 @@ A network and its twin use the same module names, so one rule per kind of leaf i
     Flax                                 PyTorch
     kernel  (kh, kw, in / groups, out)   weight  (out, in / groups, kh, kw)
     kernel  (kh, kw, in, out)            weight  (in, out, kh, kw)    transposed convolution
+    kernel  (in, out)                    weight  (out, in)            dense layer
     scale, bias, mean, var               weight, bias, running_mean, running_var
     slope, alpha, gamma, rho             slope, alpha, gamma, rho
 """
@@ -26,8 +27,8 @@ TORCH_FILES = (".pth", ".pt", ".tar")
 LOSSES = re.compile(r"(sem_|bd_)?loss\.")
 
 
-# Nothing in a kernel's shape tells a transposed convolution (ERFNet's decoder has three); its name does.
-TRANSPOSED = (r"(^|\.)up\d+\.conv$", r"(^|\.)decoder\.classifier$")
+# Nothing in a kernel's shape tells a transposed convolution (the decoders of ERFNet, ESPNet and ENet have three each); its name does.
+TRANSPOSED = (r"(^|\.)up\d+(\.conv)?$", r"(^|\.)decoder\.classifier$")
 
 
 _LEAVES = {
@@ -62,8 +63,12 @@ def _rule(path: tuple[str, ...], ndim: int) -> tuple[str, tuple[int, ...]]:
     name = ".".join([*modules, _LEAVES[collection, leaf]])
     if leaf != "kernel":
         return name, tuple(range(ndim))
+    if ndim == 2:
+        return name, (1, 0)
     if ndim != 4:
-        raise ValueError(f"'{'/'.join(path)}' has {ndim} axes; a kernel has 4 (kh, kw, in, out)")
+        raise ValueError(
+            f"'{'/'.join(path)}' has {ndim} axes; a kernel has 4 (kh, kw, in, out), a dense layer's 2 (in, out)"
+        )
     if any(re.search(pattern, module) for pattern in TRANSPOSED):
         return name, (2, 3, 0, 1)
     return name, (3, 2, 0, 1)
@@ -220,7 +225,7 @@ def our_names(state: Mapping[str, Any]) -> tuple[dict[str, Any], layouts.Layout 
 
 
 def load_torch(path: str | os.PathLike[str], template: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads a whole network: the state dict of a twin, or ERFNet, DABNet or Fast-SCNN as the public has them.
+    """Reads a whole network: the state dict of a twin, or ERFNet, DABNet, Fast-SCNN, CGNet, ESPNet or ENet as the public has them.
 
     Auxiliary heads of Fast-SCNN are left out; every other key must have its place, and every place its key.
 

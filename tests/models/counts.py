@@ -26,11 +26,16 @@ PARAMETERS = {
     "ddrnet23_slim": {19: 5734342, 11: 5733302},
     # 7,625,715 of 19 classes without the heads that only training has.
     "pidnet_s": {19: 7720935, 11: 7718871},
+    "cgnet": {19: 496306, 11: 494258},
+    "espnet": {19: 362949, 20: 364569, 11: 353140, 12: 354193},
+    "enet": {19: 351660, 20: 351804, 11: 350508, 12: 350652},
 }
 
 # Pixels of the image per pixel of the logits, along each axis.
 STRIDE = {name: 8 for name in PARAMETERS} | {
     "erfnet": 1,
+    "espnet": 1,
+    "enet": 1,
     "carnet_resnet50": 4,
     "carnet_resnet101": 4,
     "carnet_resnet152": 4,

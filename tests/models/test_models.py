@@ -105,6 +105,9 @@ CONFIGS = {
     "asap": "asap:streets",
     "ddrnet23_slim": "ddrnet23_slim:streets",
     "pidnet_s": "pidnet_s:streets",
+    "cgnet": "cgnet:streets",
+    "espnet": "espnet:streets",
+    "enet": "enet:streets",
 }
 
 
@@ -209,6 +212,13 @@ def test_self_calibration_attention_is_its_equation():
         (lambda: models.create("dabnet", num_classes=2, atention="none"), "no option 'atention'"),
         (lambda: models.create("dabnet", num_classes=2, attention="sca"), "self_calibration"),
         (lambda: models.create("dabnet", num_classes=2, backbone="vgg"), "'erfnet' or 'dabnet'"),
+        (lambda: models.create("cgnet", num_classes=2, blocks=(3, 0)), "must be two numbers of 1"),
+        (lambda: models.create("espnet", num_classes=2, blocks=(3,)), "must be two numbers of 0"),
+        (lambda: models.create("espnet", num_classes=2, skip="b1"), "choose one of stem, inject"),
+        (
+            lambda: models.create("enet", num_classes=2, activations=("elu", "relu")),
+            "unknown activation 'elu'; choose one of shared_prelu, prelu, relu",
+        ),
     ],
 )
 def test_wrong_names_are_answered(call, message):

@@ -122,6 +122,11 @@ def test_logits(variant):
         ("affnet", {"fusion": "ewa", "final": "add", "attention_residual": True}),
         ("affnet", {"fusion": "concat", "downsample": "fast_scnn"}),
         ("affnet", {"fusion": "fpn_pan", "groups": 2}),
+        ("cgnet", {"blocks": (1, 2)}),
+        ("espnet", {"blocks": (0, 2), "skip": "inject"}),
+        ("espnet", {"blocks": (1, 0), "decoder": False}),
+        ("enet", {"activations": ("relu", "shared_prelu")}),
+        ("enet", {"activations": ("prelu", "relu")}),
         ("asap", {"fusion": "general", "attention": "conventional", "general_residual": True}),
         ("asap", {"fusion": "in", "attention": "horizontal", "fuse_stride": 4}),
         ("asap", {"norm_mix": "rho", "layer_norm_axes": "c", "attention_gamma": True}),
@@ -223,12 +228,22 @@ def batch():
 # percent, in torch as here. So the kinks are taken out for the sharp comparison (a slope of 1 still has
 # a gradient), and only a wrong formula, not a rounding, exceeds the bound of the other one.
 @pytest.mark.parametrize(
-    ("variant", "slope", "tolerance"),
-    [("eacnet_dabnet", 1.0, 1e-4), ("eacnet_dabnet", None, 0.2), ("erfnet", None, 0.2)],
+    ("variant", "options", "slope", "tolerance"),
+    [
+        ("eacnet_dabnet", {"dropout": (0.0, 0.0)}, 1.0, 1e-4),
+        ("eacnet_dabnet", {"dropout": (0.0, 0.0)}, None, 0.2),
+        ("erfnet", {"dropout": (0.0, 0.0)}, None, 0.2),
+        ("cgnet", {}, 1.0, 1e-4),
+        ("cgnet", {}, None, 0.2),
+        ("espnet", {}, 1.0, 1e-4),
+        ("espnet", {}, None, 0.2),
+        ("enet", {"dropout": (0.0, 0.0), "activations": ("prelu",) * 2}, 1.0, 1e-4),
+        ("enet", {"dropout": (0.0, 0.0)}, None, 0.2),
+    ],
 )
-def test_training(variant, slope, tolerance):
+def test_training(variant, options, slope, tolerance):
     """Loss, gradient of every parameter, running statistics of one pass in training mode, no dropout."""
-    model, variables, twin = twins(variant, dropout=(0.0, 0.0))
+    model, variables, twin = twins(variant, **options)
     if slope is not None:
         variables = jax.tree_util.tree_map_with_path(
             lambda path, x: np.full_like(x, slope) if path[-1].key == "slope" else x, variables

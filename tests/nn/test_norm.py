@@ -161,6 +161,26 @@ def test_statistics_and_gradients_are_those_of_the_whole_sharded_batch(cls, plat
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
+def test_a_shared_slope_has_the_sum_of_the_gradients():
+    x, g = normal(2, 3, 4, CHANNELS), jnp.asarray(normal(2, 3, 4, CHANNELS, seed=1))
+    own, shared = (filled(BatchNormPReLU(EPSILON, shared=s), x) for s in (False, True))
+    own["params"]["slope"] = jnp.full(CHANNELS, shared["params"]["slope"][0])
+
+    def gradient(variables, **options):
+        def loss(params):
+            module = BatchNormPReLU(EPSILON, **options)
+            inputs = {**own, "params": {**own["params"], "slope": params}}
+            return jnp.sum(g * module.apply(inputs, x, train=True, mutable=["batch_stats"])[0])
+
+        return jax.grad(loss)(variables["params"]["slope"])
+
+    summed = gradient(shared, shared=True)
+    assert summed.shape == (1,)
+    np.testing.assert_allclose(summed[0], gradient(own).sum(), rtol=1e-5)
+    y = PReLU(shared=True).apply({"params": {"slope": jnp.full(1, 0.5)}}, jnp.asarray(x))
+    np.testing.assert_array_equal(y, np.where(x > 0, x, 0.5 * x))
+
+
 def test_slopes_start_at_a_quarter_and_prelu_matches_torch_at_zero_too():
     x, g = normal(2, 3, 4, CHANNELS), normal(2, 3, 4, CHANNELS, seed=1)
     x[0, 0] = 0.0

@@ -11,7 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rtseg_jax.nn.pool import adaptive_avg_pool, avg_pool, global_max, max_pool
+from rtseg_jax.nn.pool import (
+    adaptive_avg_pool,
+    avg_pool,
+    global_max,
+    max_pool,
+    max_pool_places,
+    max_unpool,
+)
 
 
 def run(function, x, g):
@@ -63,6 +70,25 @@ def test_max_pool_matches_torch_and_its_gradient_goes_to_the_first_maximum(
     )
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_allclose(d_x, gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (9, 12), (12, 9), (9, 11)])
+def test_unpooling_is_torchs_and_so_are_ties(size):
+    x, scale = few_values(2, *size, 3), 1 + few_values(2, size[0] // 2, size[1] // 2, 3)
+
+    def unpooled(x):
+        y, places = max_pool_places(x)
+        return max_unpool(y * scale, places, size)
+
+    def unpooled_by_torch(x):
+        y, indices = F.max_pool2d(x, 2, return_indices=True)
+        scaled = y * torch.tensor(scale).permute(0, 3, 1, 2)
+        return F.max_unpool2d(scaled, indices, 2, output_size=x.shape[2:])
+
+    expected, g, gradient = torch_run(unpooled_by_torch, x)
+    y, d_x = run(unpooled, x, g)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_allclose(d_x, gradient, rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(9, 12), (12, 9)])

@@ -90,9 +90,19 @@ def test_printed_counts(paper):
 
 
 OURS = {
-    "EACNet": ("ERFNet", "DABNet", "EACNet"),
-    "CARNet": ("CARNet", "CARModule", "one CARModule", "BS", "CRP", "Others", "Decoder"),
-    "AFFNet": ("AFF", "EWA", "Concat", "FPN+PAN", "SPSSNet", "Fast-SCNN", "ERFNet"),
+    "EACNet": ("ERFNet", "DABNet", "EACNet", "CGNet", "ESPNet", "ENet"),
+    "CARNet": ("CARNet", "CARModule", "one CARModule", "BS", "CRP", "Others", "Decoder", "ENet"),
+    "AFFNet": (
+        "AFF",
+        "EWA",
+        "Concat",
+        "FPN+PAN",
+        "SPSSNet",
+        "Fast-SCNN",
+        "ERFNet",
+        "ESPNet",
+        "ENet",
+    ),
     "ASAP": ("ASAP", "Feature Fusion", "Self Attention"),
 }
 
@@ -101,7 +111,9 @@ def test_no_printed_count_is_left_out():
     wanted = {
         (r.paper, r.table, r.row, r.metric)
         for r in published.load()
-        if r.metric in ("parameters", "flops", "macs") and r.row.startswith(OURS[r.paper])
+        if r.metric in ("parameters", "flops", "macs")
+        and r.row.startswith(OURS[r.paper])
+        and r.row != "ESPNetv2"
     }
     given = [(r.paper, r.table, r.row, r.metric) for r in REPRODUCTIONS]
     assert len(given) == len(set(given))

@@ -172,8 +172,8 @@ def test_unknown_leaves():
         torch_files.to_torch({"params": {"a": {"delta": arange(2)}}})
     with pytest.raises(ValueError, match="no rule converts 'cache/a/mean'"):
         torch_files.from_torch({}, {"cache": {"a": {"mean": arange(2)}}})
-    with pytest.raises(ValueError, match="'params/a/kernel' has 2 axes; a kernel has 4"):
-        torch_files.to_torch({"params": {"a": {"kernel": arange(2, 2)}}})
+    with pytest.raises(ValueError, match="'params/a/kernel' has 3 axes; a kernel has 4"):
+        torch_files.to_torch({"params": {"a": {"kernel": arange(2, 2, 2)}}})
 
 
 def test_needs_numpy_alone():

@@ -23,6 +23,10 @@ DABNET = "DABNet as its authors released it"
 FAST_SCNN = "Fast-SCNN of Tramac"
 DDRNET = "DDRNet as its authors released it"
 PIDNET = "PIDNet as its authors released it"
+CGNET = "CGNet as its authors released it"
+ESPNET = "ESPNet as its authors released it"
+ESPNET_C = "ESPNet-C as its authors released it"
+ENET = "ENet of D. Silva"
 
 # Keys as they stand in the public files, at least one for each rule.
 PAIRS = {
@@ -181,6 +185,87 @@ PAIRS = {
         seghead_p.bn1.weight aux.norm.weight
         seghead_d.conv2.bias boundary.conv2.bias
         """,
+    CGNET: """
+        level1_0.conv.weight backbone.stem1.conv.weight
+        level1_2.bn.running_var backbone.stem3.norm.running_var
+        level1_1.act.weight backbone.stem2.norm.slope
+        b1.bn.bias backbone.inject1.bias
+        bn_prelu_2.act.weight backbone.inject2.slope
+        bn_prelu_3.bn.weight backbone.inject3.weight
+        level2_0.conv1x1.conv.weight backbone.down1.conv.conv.weight
+        level3_0.conv1x1.bn.bias backbone.down2.conv.norm.bias
+        level3_0.F_loc.conv.weight backbone.down2.local.weight
+        level2_0.F_sur.conv.weight backbone.down1.context.weight
+        level2_0.bn.weight backbone.down1.norm.weight
+        level3_0.act.weight backbone.down2.norm.slope
+        level3_0.reduce.conv.weight backbone.down2.reduce.weight
+        level2_0.F_glo.fc.0.bias backbone.down1.gate.reduce.bias
+        level2.0.conv1x1.conv.weight backbone.block1_1.conv.conv.weight
+        level2.1.conv1x1.act.weight backbone.block1_2.conv.norm.slope
+        level3.19.F_loc.conv.weight backbone.block2_20.local.weight
+        level3.0.F_sur.conv.weight backbone.block2_1.context.weight
+        level3.9.bn_prelu.bn.running_mean backbone.block2_10.norm.running_mean
+        level3.9.bn_prelu.act.weight backbone.block2_10.norm.slope
+        level3.9.F_glo.fc.2.weight backbone.block2_10.gate.expand.weight
+        classifier.0.conv.weight classifier.weight
+        classifier.1.conv.weight classifier.weight
+        """,
+    ESPNET: """
+        encoder.level1.conv.weight backbone.stem.conv.weight
+        encoder.level3.7.d16.conv.weight backbone.block2_8.dilated16.weight
+        encoder.classifier.conv.weight classifier.weight
+        level3_C.conv.weight decoder.lateral.weight
+        br.running_mean decoder.norm8.running_mean
+        up_l3.0.weight decoder.up8.weight
+        combine_l2_l3.0.bn.weight decoder.norm4.weight
+        combine_l2_l3.0.act.weight decoder.norm4.slope
+        combine_l2_l3.1.c1.conv.weight decoder.merge.reduce.weight
+        combine_l2_l3.1.d4.conv.weight decoder.merge.dilated4.weight
+        combine_l2_l3.1.bn.act.weight decoder.merge.norm.slope
+        up_l2.0.weight decoder.up4.weight
+        up_l2.1.bn.bias decoder.norm2.bias
+        conv.conv.weight decoder.conv.conv.weight
+        conv.act.weight decoder.conv.norm.slope
+        classifier.weight decoder.classifier.weight
+        """,
+    ESPNET_C: """
+        level1.conv.weight backbone.stem.conv.weight
+        level1.bn.running_var backbone.stem.norm.running_var
+        level1.act.weight backbone.stem.norm.slope
+        b1.bn.bias backbone.inject1.bias
+        b3.act.weight backbone.inject3.slope
+        level2_0.c1.conv.weight backbone.down1.reduce.weight
+        level3_0.d1.conv.weight backbone.down2.dilated1.weight
+        level2_0.bn.weight backbone.down1.norm.weight
+        level3_0.act.weight backbone.down2.norm.slope
+        level2.1.c1.conv.weight backbone.block1_2.reduce.weight
+        level3.0.d8.conv.weight backbone.block2_1.dilated8.weight
+        level3.7.bn.bn.bias backbone.block2_8.norm.bias
+        level3.7.bn.act.weight backbone.block2_8.norm.slope
+        classifier.conv.weight classifier.weight
+        """,
+    ENET: """
+        initial_block.main_branch.weight backbone.initial.conv.weight
+        initial_block.batch_norm.running_var backbone.initial.norm.running_var
+        initial_block.out_activation.weight backbone.initial.norm.slope
+        downsample1_0.ext_conv1.0.weight backbone.bottleneck1_0.reduce.conv.weight
+        downsample2_0.ext_conv2.1.bias backbone.bottleneck2_0.conv3x3.norm.bias
+        regular1_4.ext_conv1.2.weight backbone.bottleneck1_4.reduce.norm.slope
+        dilated2_8.ext_conv2.0.weight backbone.bottleneck2_8.conv3x3.conv.weight
+        asymmetric2_3.ext_conv2.0.weight backbone.bottleneck2_3.conv5x1.conv.weight
+        asymmetric3_6.ext_conv2.3.weight backbone.bottleneck3_6.conv1x5.conv.weight
+        asymmetric3_2.ext_conv2.4.running_mean backbone.bottleneck3_2.conv1x5.norm.running_mean
+        asymmetric3_2.ext_conv2.5.weight backbone.bottleneck3_2.conv1x5.norm.slope
+        regular3_4.ext_conv3.1.weight backbone.bottleneck3_4.expand.norm.weight
+        dilated3_7.out_activation.weight backbone.bottleneck3_7.activation.slope
+        upsample4_0.main_conv1.0.weight decoder.bottleneck4_0.main.conv.weight
+        upsample5_0.ext_conv1.1.bias decoder.bottleneck5_0.reduce.norm.bias
+        upsample4_0.ext_tconv1.weight decoder.bottleneck4_0.up2.conv.weight
+        upsample5_0.ext_tconv1_bnorm.weight decoder.bottleneck5_0.up2.norm.weight
+        upsample5_0.ext_conv2.0.weight decoder.bottleneck5_0.expand.conv.weight
+        regular5_1.ext_conv2.0.weight decoder.bottleneck5_1.conv3x3.conv.weight
+        transposed_conv.weight decoder.classifier.weight
+        """,
 }
 WHOLE = {
     ERFNET: ("erfnet", {}),
@@ -188,6 +273,47 @@ WHOLE = {
     FAST_SCNN: ("fast_scnn", {}),
     DDRNET: ("ddrnet23_slim", {}),
     PIDNET: ("pidnet_s", {}),
+    CGNET: ("cgnet", {}),
+    ESPNET: ("espnet", {}),
+    ESPNET_C: ("espnet", {"decoder": False}),
+    ENET: ("enet", {}),
+}
+
+# Every module of the public networks, in a shell's braces, and how many keys a state dict has.
+_CG = "conv1x1.{conv,bn,act},F_loc.conv,F_sur.conv,F_glo.fc.{0,2}"
+_ESP = "c1.conv,d1.conv,d2.conv,d4.conv,d8.conv,d16.conv"
+_ESP_ENCODER = (
+    "{level1.{conv,bn,act},b1.{bn,act},b2.{bn,act},b3.{bn,act},classifier.conv"
+    f",{{level2_0,level3_0}}.{{{_ESP},bn,act}}"
+    f",{{level2.{{0,1}},level3.{{{','.join(map(str, range(8)))}}}}}.{{{_ESP},bn.{{bn,act}}}}}}"
+)
+_E = "{ext_conv{1,2,3}.{0,1,2},out_activation}"
+MODULES = {
+    CGNET: (
+        498,
+        "level1_{0,1,2}.{conv,bn,act}",
+        "{b1,bn_prelu_2,bn_prelu_3}.{bn,act}",
+        f"level{{2,3}}_0.{{{_CG},bn,act,reduce.conv}}",
+        f"{{level2.{{0,1}},level3.{{{','.join(map(str, range(20)))}}}}}.{{{_CG},bn_prelu.{{bn,act}}}}",
+        "classifier.0.conv",
+    ),
+    ESPNET: (
+        210,
+        f"encoder.{_ESP_ENCODER}",
+        "{level3_C.conv,br,conv.{conv,bn,act},up_l3.0,up_l2.{0,1.{bn,act}},classifier}",
+        f"combine_l2_l3.{{0.{{bn,act}},1.{{{_ESP},bn.{{bn,act}}}}}}",
+    ),
+    ESPNET_C: (170, _ESP_ENCODER),
+    ENET: (
+        622,
+        "initial_block.{main_branch,batch_norm,out_activation}",
+        f"{{downsample{{1,2}}_0,regular{{1_1,1_2,1_3,1_4,2_1,2_5,3_0,3_4}}}}.{_E}",
+        f"dilated{{2_2,2_4,2_6,2_8,3_1,3_3,3_5,3_7}}.{_E}",
+        f"asymmetric{{2_3,2_7,3_2,3_6}}.{{{_E},ext_conv2.{{3,4,5}}}}",
+        "regular{4_1,4_2,5_1}.ext_conv{1,2,3}.{0,1}",
+        "upsample{4,5}_0.{{main_conv1,ext_conv1,ext_conv2}.{0,1},ext_tconv1,ext_tconv1_bnorm}",
+        "transposed_conv",
+    ),
 }
 
 
@@ -215,17 +341,35 @@ def public(layout, variables):
     """A state dict in a layout's names, num_batches_tracked and ignored keys among them."""
     theirs = {}
     for module, ours in layout.modules.items():
-        theirs.setdefault((ours, module.endswith(".acti")), module)
+        theirs.setdefault(ours, module)
     state = {}
     for name, value in torch_files.to_torch(variables).items():
-        module, leaf = name.rsplit(".", 1)
-        found = theirs[module, leaf == "slope"]
-        state[f"{found}.{'weight' if leaf == 'slope' else leaf}"] = value
+        module, leaf = (name, "weight") if name in theirs else name.rsplit(".", 1)
+        found = theirs[module]
+        state[f"{found}.{leaf}"] = value
         if leaf == "running_var":
             state[f"{found}.num_batches_tracked"] = np.int64(5)
     assert set(layout.marks) <= set(state)
     ignored = [key for key, ours in pairs(layout.name).items() if ours == "-"]
     return {**state, **dict.fromkeys(ignored, np.zeros(3, np.float32))}
+
+
+def expand(pattern):
+    """The words that a pattern with braces stands for."""
+    if not (braces := re.search(r"{([^{}]*)}", pattern)):
+        return {pattern}
+    before, after = pattern[: braces.start()], pattern[braces.end() :]
+    return set().union(*(expand(before + word + after) for word in braces[1].split(",")))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_modules(name):
+    """The table is made by loops: their result is all that the public network has."""
+    count, *patterns = MODULES[name]
+    variant, options = WHOLE[name]
+    state = public(LAYOUTS[name], random_like(shapes(variant, 19, **options)))
+    assert {key.rpartition(".")[0] for key in state} == set().union(*map(expand, patterns))
+    assert len(state) == count
 
 
 def random_like(shapes):
@@ -252,15 +396,15 @@ def test_whole_networks(name, tmp_path):
     state = public(LAYOUTS[name], variables)
     file = tmp_path / "public.safetensors"
     write({f"module.{key}": value for key, value in state.items()}, file)
-    assert_equal(torch_files.load_torch(file, shapes(variant, 20)), variables)
-    trunk = torch_files.load_torch_backbone(file, shapes(variant))
+    assert_equal(torch_files.load_torch(file, shapes(variant, 20, **options)), variables)
+    trunk = torch_files.load_torch_backbone(file, shapes(variant, **options))
     assert_equal(trunk, {key: {"backbone": tree["backbone"]} for key, tree in variables.items()})
 
     lost = next(key for key in state if key.endswith(".bias"))
     left = "encoder.more.weight"
     write({**{k: v for k, v in state.items() if k != lost}, left: np.zeros(1)}, file)
     with pytest.raises(ValueError, match=re.escape(f"only in the file: {left}\n  only in the net")):
-        torch_files.load_torch(file, shapes(variant, 20))
+        torch_files.load_torch(file, shapes(variant, 20, **options))
 
 
 @pytest.mark.parametrize(

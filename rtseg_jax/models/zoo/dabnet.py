@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from rtseg_jax.nn.blocks import ConvBatchNormPReLU
 from rtseg_jax.nn.conv import Conv, DepthwiseConv
 from rtseg_jax.nn.norm import BatchNormPReLU
 from rtseg_jax.nn.pool import avg_pool, max_pool
@@ -21,28 +22,6 @@ EPSILON = 1e-3
 
 def _norm(name: str, dtype: DTypeLike) -> BatchNormPReLU:
     return BatchNormPReLU(epsilon=EPSILON, dtype=dtype, name=name)
-
-
-class ConvBNPReLU(nn.Module):
-    """A 3x3 convolution of the stem with its BatchNorm and PReLU (DABNet, Table 1)."""
-
-    features: int
-    strides: tuple[int, int] = (1, 1)
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], *, train: bool
-    ) -> Float[Array, "b h2 w2 features"]:
-        x = Conv(
-            self.features,
-            (3, 3),
-            strides=self.strides,
-            use_bias=False,
-            dtype=self.dtype,
-            name="conv",
-        )(x)
-        return _norm("norm", self.dtype)(x, train=train)
 
 
 class DownsamplingBlock(nn.Module):
@@ -117,9 +96,9 @@ class DABNetBackbone(nn.Module):
         def inject(name, *maps):
             return _norm(name, dtype)(jnp.concatenate(maps, axis=-1), train=train)
 
-        x = ConvBNPReLU(32, (2, 2), dtype, name="stem1")(image, train=train)
-        x = ConvBNPReLU(32, (1, 1), dtype, name="stem2")(x, train=train)
-        x = ConvBNPReLU(32, (1, 1), dtype, name="stem3")(x, train=train)
+        x = ConvBatchNormPReLU(32, strides=(2, 2), dtype=dtype, name="stem1")(image, train=train)
+        x = ConvBatchNormPReLU(32, dtype=dtype, name="stem2")(x, train=train)
+        x = ConvBatchNormPReLU(32, dtype=dtype, name="stem3")(x, train=train)
         stride2 = inject("inject1", x, half)
 
         start = DownsamplingBlock(64, dtype, name="down1")(stride2, train=train)
