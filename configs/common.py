@@ -85,6 +85,7 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
     config.augment.jitter = (0.0, 0.0, 0.0)  # brightness, contrast, saturation
     config.augment.mean = (0.0, 0.0, 0.0)  # RGB, in [0, 255]
     config.augment.std = (1.0, 1.0, 1.0)
+    config.augment.channels = "rgb"  # or "bgr": the order in which the network sees them
 
     config.optim = ml_collections.ConfigDict()
     config.optim.lr = 1e-3
@@ -125,9 +126,9 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
         # multiple: pads images, whatever their size, to sides of so many pixels; 0 = all are of one size.
         {"every_epochs": 1, "every_steps": 0, "batch_size": 1, "overlays": 4, "multiple": 0}
     )
-    config.eval.size = config_dict.placeholder(
-        tuple
-    )  # (h, w) that the network sees; None = the frames'
+    # (h, w) that the network sees; None = the frames'
+    config.eval.size = config_dict.placeholder(tuple)
+    config.eval.align_corners = False  # how its scores are brought to the frames' size
     return config
 
 

@@ -207,6 +207,7 @@ _ALLOWED = {
     "augment.min_side": ("0 or more", _whole(0)),
     "augment.flip": ("a number in [0, 1]", _SHARE),
     "augment.jitter": ("three numbers of 0 or more", _each(_number(0), 3)),
+    "augment.channels": ("rgb or bgr", lambda v: v in ("rgb", "bgr")),
     "augment.mean": ("None, or three numbers", _maybe(_each(math.isfinite, 3))),
     "augment.std": ("None, or three numbers above 0", _maybe(_each(_number(0, above=True), 3))),
     "optim.lr": ("0 or more", _number(0)),
@@ -267,6 +268,19 @@ def check(config: ml_collections.ConfigDict, part: str = "") -> None:
 def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The options of models.create, with the dtype among them."""
     return {**config.model.options.to_dict(), "dtype": jnp.dtype(config.dtype)}
+
+
+def shown(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """How a config's network is shown frames and its scores are brought to their size: arguments of inference's program().
+
+    A run of before the keys for channels and corners has none of them.
+    """
+    return {
+        "mean": config.augment.mean,
+        "std": config.augment.std,
+        "channels": config.augment.get("channels", "rgb"),
+        "align_corners": config.eval.get("align_corners", False),
+    }
 
 
 def dataset_arguments(

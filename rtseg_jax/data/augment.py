@@ -17,11 +17,20 @@ def normalize(
     image: Float[Array, "*b h w 3"] | UInt8[Array, "*b h w 3"],
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
+    channels: str = "rgb",
 ) -> Float[Array, "*b h w 3"]:
-    """(image - mean) / std with RGB statistics in units of [0, 255]."""
+    """(image - mean) / std of an RGB image with RGB statistics in units of [0, 255].
+
+    Args:
+        image: The image.
+        mean: RGB.
+        std: RGB.
+        channels: In which order the network wants them, "rgb" or "bgr".
+    """
     shape = (1,) * (image.ndim - 1) + (3,)
     mean, std = (jnp.asarray(v, jnp.float32).reshape(shape) for v in (mean, std))
-    return (image.astype(jnp.float32) - mean) / std
+    normal = (image.astype(jnp.float32) - mean) / std
+    return normal[..., ::-1] if channels == "bgr" else normal
 
 
 def crop_coordinates(
@@ -130,6 +139,7 @@ def augment(
     squash: tuple[int, int] | None = None,
     scale_law: str = "log_uniform",
     min_side: int = 0,
+    channels: str = "rgb",
 ) -> dict[str, Array]:
     """A training batch out of decoded frames; the same (seed, step, index) always gives the same example.
 
@@ -149,6 +159,7 @@ def augment(
         squash: (height, width) that scale 1 stands for, if not the frames' own.
         scale_law: "log_uniform", with which halving is as likely as doubling, or "uniform": of scale_range.
         min_side: A scale is raised until the frame's shorter side has so many pixels.
+        channels: The order in which the network wants them, "rgb" or "bgr".
 
     Returns:
         "image" [b, ch, cw, 3] float32, 0 (the mean) outside the frame, and "label" [b, ch, cw] int32, 255 outside.
@@ -186,7 +197,7 @@ def augment(
                 contrast=factors[1],
                 saturation=factors[2],
             )
-        cropped = normalize(cropped, mean, std)
+        cropped = normalize(cropped, mean, std, channels)
         return jnp.where(inside[..., None], cropped, 0.0), ids
 
     image, label = jax.vmap(one)(images, labels, indices)

@@ -181,7 +181,7 @@ def classifier(
         flip: Averages over the mirrored frames too.
         programs: How many compiled programs are kept, the latest used; None for all. There is one for each shape of
             frames and each scale.
-        **options: mean, std and dtype of infer.program().
+        **options: settings.shown() of a config, and dtype of infer.program().
     """
     single = scales == (1.0,) and not flip
     output = "classes" if single else "logits"
@@ -274,8 +274,7 @@ class Network:
             self.variables,
             seen=self.sees.seen,
             programs=KEPT,
-            mean=self.config.augment.mean,
-            std=self.config.augment.std,
+            **settings.shown(self.config),
             dtype=jnp.dtype(self.dtype),
         )
 

@@ -32,20 +32,27 @@ def scores(
     *,
     mean: Triple,
     std: Triple,
+    channels: str = "rgb",
     size: Pair | None = None,
 ) -> jax.Array:
     """Logits at the network's own stride, float32, of uint8 frames [b, h, w, 3] that it sees at `size` (h, w)."""
-    image = normalize(images, mean, std)
+    image = normalize(images, mean, std, channels)
     if size is not None:
         image = resize_bilinear(image, size)
     return model.apply(variables, image, train=False)["logits"]
 
 
 def predict(
-    model: nn.Module, variables: Mapping[str, Any], images: jax.Array, **options: Any
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: jax.Array,
+    *,
+    align_corners: bool = False,
+    **options: Any,
 ) -> jax.Array:
-    """Logits [b, h, w, k] at the frames' size; arguments as of scores()."""
-    return resize_bilinear(scores(model, variables, images, **options), images.shape[1:3])
+    """Logits [b, h, w, k] at the frames' size, bilinear; arguments as of scores()."""
+    logits = scores(model, variables, images, **options)
+    return resize_bilinear(logits, images.shape[1:3], align_corners)
 
 
 def jit_eval_step(mesh: Mesh, *, model: nn.Module, num_classes: int, **options: Any) -> Callable:
@@ -132,7 +139,9 @@ def program(
     *,
     mean: Triple,
     std: Triple,
+    channels: str = "rgb",
     size: Pair | None = None,
+    align_corners: bool = False,
     dtype: Any = jnp.float32,
     output: str = "classes",
 ) -> Callable[[jax.Array], jax.Array]:
@@ -146,7 +155,9 @@ def program(
         variables: {"params", "batch_stats"}.
         mean: RGB, in units of [0, 255], as in training.
         std: RGB, in units of [0, 255], as in training.
+        channels: The order in which the network wants them, "rgb" or "bgr".
         size: (h, w) that the network sees; None for the frames' own.
+        align_corners: How its scores are brought to the frames' size: as torch's interpolate has it.
         dtype: The type that is computed in; logits and their upsampling are float32.
         output: "classes", a uint8 class map [b, h, w]; "logits", float32 [b, h, w, k] at the frames' size; or
             "scores", float32 at the network's own stride.
@@ -166,11 +177,13 @@ def program(
     def run(frames: jax.Array) -> jax.Array:
         constants = jax.tree.map(jnp.asarray, cast)
         with nn.intercept_methods(folding(exact)):
-            logits = scores(model, constants, frames, mean=mean, std=std, size=size)
+            logits = scores(
+                model, constants, frames, mean=mean, std=std, channels=channels, size=size
+            )
         if output == "scores":
             return logits
         finish = upsample_argmax if output == "classes" else resize_bilinear
-        return finish(logits, frames.shape[1:3])
+        return finish(logits, frames.shape[1:3], align_corners)
 
     return run
 
@@ -220,7 +233,7 @@ def freeze(
         variables: {"params", "batch_stats"}.
         shape: (batch, h, w) of the frames.
         device: Where it runs; the first one by default.
-        **options: mean, std, size, dtype and output of program().
+        **options: mean, std, channels, size, align_corners, dtype and output of program().
     """
     device = jax.local_devices()[0] if device is None else device
     frames = jax.ShapeDtypeStruct(

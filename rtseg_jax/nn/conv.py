@@ -267,6 +267,7 @@ class ConvBatchNorm(nn.Module):
     kernel_size: Pair = (3, 3)
     strides: Pair = (1, 1)
     kernel_dilation: Pair = (1, 1)
+    padding: Pair | None = None
     use_bias: bool = False
     epsilon: float = 1e-5
     activation: Callable[[Array], Array] | None = None
@@ -280,6 +281,7 @@ class ConvBatchNorm(nn.Module):
             kernel_size=self.kernel_size,
             strides=self.strides,
             kernel_dilation=self.kernel_dilation,
+            padding=self.padding,
             use_bias=self.use_bias,
             kernel_init=self.kernel_init,
             dtype=self.dtype,

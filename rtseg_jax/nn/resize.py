@@ -77,7 +77,7 @@ def resize_bilinear(
 
 
 def upsample_argmax(
-    logits: Float[Array, "b h w k"], size: tuple[int, int]
+    logits: Float[Array, "b h w k"], size: tuple[int, int], align_corners: bool = False
 ) -> UInt8[Array, "b h2 w2"]:
     """The class map of the bilinearly resized logits; among equal classes the first wins.
 
@@ -90,30 +90,33 @@ def upsample_argmax(
     if classes > 256:
         raise ValueError(f"{classes} classes do not fit uint8; at most 256")
     logits = logits.astype(jnp.float32)
-    upsample = functools.partial(_argmax_by_columns, size=size)
+    given = {"size": size, "align_corners": align_corners}
     return lax.platform_dependent(
-        logits, cpu=upsample, default=functools.partial(_argmax_at_once, size=size)
+        logits,
+        cpu=functools.partial(_argmax_by_columns, **given),
+        default=functools.partial(_argmax_at_once, **given),
     )
 
 
-def _argmax_at_once(logits, size):
+def _argmax_at_once(logits, size, align_corners):
     """One loop over the pixels, in which each class is interpolated where it is compared: a GPU's form."""
 
     def score(k):
-        return _lerp(_lerp(logits[..., k], 2, size[1], False), 1, size[0], False)
+        columns = _lerp(logits[..., k], 2, size[1], align_corners)
+        return _lerp(columns, 1, size[0], align_corners)
 
     return _first_argmax(score, logits.shape[-1])
 
 
-def _argmax_by_columns(logits, size):
+def _argmax_by_columns(logits, size, align_corners):
     """The columns first, stored; the rows of one class at a time fuse with the maximum: a CPU's form."""
     (b, old, _, classes), new = logits.shape, size[0]
-    factor = 0 if new % (2 * old) else new // old
+    factor = 0 if align_corners or new % (2 * old) else new // old
     if factor:
         logits = jnp.pad(logits, ((0, 0), (1, 1), (0, 0), (0, 0)), mode="edge")
-    maps = jnp.moveaxis(_lerp(logits, 2, size[1], False), -1, 0)  # [k, b, h, w2]
+    maps = jnp.moveaxis(_lerp(logits, 2, size[1], align_corners), -1, 0)  # [k, b, h, w2]
     if not factor:
-        return _first_argmax(lambda k: _lerp(maps[k], 1, new, False), classes)
+        return _first_argmax(lambda k: _lerp(maps[k], 1, new, align_corners), classes)
     # `factor` new rows lie between two old ones, half as many above the first: slices, where others gather. An odd
     # factor has new rows on old ones, and which two they lie between is a matter of rounding.
     above = factor // 2

@@ -26,6 +26,7 @@ import ml_collections
 import numpy as np
 from flax import traverse_util
 
+from rtseg_jax.base import config as settings
 from rtseg_jax.base.extras import optional
 from rtseg_jax.inference import network as networks
 from rtseg_jax.inference import program as infer
@@ -91,7 +92,7 @@ def onnx(
         num_classes: How many classes the network tells apart.
         options: The options that the network was made with.
         dtype: The type that is computed in.
-        **seen: mean, std and size of torch_ref.Program.
+        **seen: mean, std, channels, size and align_corners of torch_ref.Program.
 
     Raises:
         ValueError: a package is missing, or the twin has no such option.
@@ -274,11 +275,7 @@ def export_run(
             network.save(unchecked)
             found = _compare_weights(unchecked, variables)
         else:
-            seen = {
-                "mean": config.augment.mean,
-                "std": config.augment.std,
-                "size": config.eval.size,
-            }
+            seen = {**settings.shown(config), "size": config.eval.size}
             program = infer.program(model, variables, dtype=jnp.dtype(dtype), **seen)
             if format == "onnx":
                 texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}

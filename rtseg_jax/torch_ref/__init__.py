@@ -89,7 +89,9 @@ class Program(nn.Module):
         network: What create() returns; it is cast to `dtype`.
         mean: Mean of the normalisation, RGB in units of [0, 255].
         std: Deviation of the normalisation, RGB in units of [0, 255].
+        channels: The order in which the network wants them, "rgb" or "bgr".
         size: (h, w) that the network sees, bilinear; None for the frames' own.
+        align_corners: How the logits are upsampled.
         dtype: The type that the network computes in; logits and their upsampling are float32.
         layout: Memory format of the image that the network is given.
     """
@@ -100,12 +102,15 @@ class Program(nn.Module):
         *,
         mean: Sequence[float],
         std: Sequence[float],
+        channels: str = "rgb",
         size: tuple[int, int] | None = None,
+        align_corners: bool = False,
         dtype: torch.dtype = torch.float32,
         layout: torch.memory_format = torch.contiguous_format,
     ):
         super().__init__()
         self.network, self.size, self.dtype, self.layout = network.to(dtype), size, dtype, layout
+        self.channels, self.align_corners = channels, align_corners
         for name, value in (("mean", mean), ("std", std)):
             vector = torch.tensor(value, device=next(network.parameters()).device)
             self.register_buffer(name, vector.reshape(1, 3, 1, 1), persistent=False)
@@ -114,8 +119,10 @@ class Program(nn.Module):
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """The class of each pixel; among equal scores the first."""
         image = (frames.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        if self.channels == "bgr":
+            image = image.flip(1)
         if self.size is not None:
             image = upsample(image, self.size)
         image = image.to(self.dtype).contiguous(memory_format=self.layout)
-        logits = upsample(self.network(image).float(), frames.shape[1:3])
+        logits = upsample(self.network(image).float(), frames.shape[1:3], self.align_corners)
         return logits.argmax(1).to(torch.uint8)

@@ -158,16 +158,19 @@ class PyramidFeatureFusion(nn.Module):
 class FeatureFusion(nn.Module):
     """Fast-SCNN's fusion of its deep and its shallow map (its Table 3)."""
 
-    def __init__(self, channels: Sequence[int]):
+    def __init__(self, channels: Sequence[int], align_corners: bool = False):
         super().__init__()
-        deep = channels[3]
+        deep, self.align_corners = channels[3], align_corners
         self.depthwise = ConvBatchNorm(deep, deep, 3, groups=deep, activation=F.relu)
         self.deep = ConvBatchNorm(deep, 128, 1, bias=True)
         self.shallow = ConvBatchNorm(channels[0], 128, 1, bias=True)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Four maps, of which two count -> [b, 128, h, w], the size of the first."""
-        deep = self.deep(self.depthwise(resize(maps[3], maps[0].shape[2:])))
+        deep = F.interpolate(
+            maps[3], maps[0].shape[2:], mode="bilinear", align_corners=self.align_corners
+        )
+        deep = self.deep(self.depthwise(deep))
         return F.relu(self.shallow(maps[0]) + deep)
 
 
@@ -259,13 +262,25 @@ class AFFNet(_Network):
 
 
 class FastSCNN(_Network):
-    """Fast-SCNN (Poudel et al., BMVC 2019, Table 1), without its auxiliary heads."""
+    """Fast-SCNN (Poudel et al., BMVC 2019, Table 1), without its auxiliary heads.
 
-    def __init__(self, num_classes: int, dropout: float = 0.1):
-        backbone = FastSCNNBackbone()
-        super().__init__(
-            backbone, FeatureFusion(backbone.channels), Classifier(num_classes, 1, dropout)
-        )
+    Args:
+        num_classes: Channels of the logits.
+        dropout: Rate before the last convolution.
+        align_corners: Of every resizing inside.
+        stem_padding: Of the first convolution.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        dropout: float = 0.1,
+        align_corners: bool = False,
+        stem_padding: int = 1,
+    ):
+        backbone = FastSCNNBackbone(align_corners=align_corners, stem_padding=stem_padding)
+        fusion = FeatureFusion(backbone.channels, align_corners)
+        super().__init__(backbone, fusion, Classifier(num_classes, 1, dropout))
 
 
 class SPSSNet(_Network):

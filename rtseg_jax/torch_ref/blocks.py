@@ -22,11 +22,12 @@ class ConvBatchNorm(nn.Module):
     Args:
         channels: Channels of the input.
         features: Channels of the output.
-        kernel_size: Side of the kernel; the padding keeps the size at stride 1.
+        kernel_size: Side of the kernel.
         stride: Stride of the convolution.
         dilation: Dilation of the kernel.
         groups: Groups of the convolution; as many as channels make it depth-wise.
         bias: Whether the convolution has one.
+        padding: Of each side; None keeps the size at stride 1.
         activation: Applied last.
     """
 
@@ -37,6 +38,7 @@ class ConvBatchNorm(nn.Module):
         kernel_size: int = 3,
         stride: int = 1,
         *,
+        padding: int | None = None,
         dilation: int = 1,
         groups: int = 1,
         bias: bool = False,
@@ -48,7 +50,7 @@ class ConvBatchNorm(nn.Module):
             features,
             kernel_size,
             stride,
-            padding=dilation * (kernel_size // 2),
+            padding=dilation * (kernel_size // 2) if padding is None else padding,
             dilation=dilation,
             groups=groups,
             bias=bias,

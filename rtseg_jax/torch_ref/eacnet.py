@@ -11,9 +11,11 @@ BACKBONES = ("erfnet", "dabnet")
 ATTENTIONS = ("self_calibration", "non_local", "none")
 
 
-def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear, half-pixel centres: [b, k, h, w] -> [b, k, *size]; size is (height, width)."""
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+def upsample(
+    logits: torch.Tensor, size: tuple[int, int], align_corners: bool = False
+) -> torch.Tensor:
+    """Bilinear: [b, k, h, w] -> [b, k, *size]; size is (height, width)."""
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
 
 
 class SelfCalibrationAttention(nn.Module):

@@ -28,9 +28,9 @@ class DepthwiseSeparableConv(nn.Sequential):
 class LearningToDownsample(nn.Sequential):
     """[b, 3, h, w] -> [b, 64, ceil(h / 8), ceil(w / 8)] in Fast-SCNN's three layers."""
 
-    def __init__(self):
+    def __init__(self, stem_padding: int = 1):
         super().__init__()
-        self.conv = ConvBatchNorm(3, 32, 3, 2, activation=F.relu)
+        self.conv = ConvBatchNorm(3, 32, 3, 2, padding=stem_padding, activation=F.relu)
         self.dsconv1 = DepthwiseSeparableConv(32, 48, stride=2)
         self.dsconv2 = DepthwiseSeparableConv(48, 64, stride=2)
 
@@ -88,8 +88,9 @@ class SpatialPyramidPooling(nn.Module):
 
     bins = (1, 2, 3, 6)
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, align_corners: bool = False):
         super().__init__()
+        self.align_corners = align_corners
         for n in self.bins:
             pool = ConvBatchNorm(channels, channels // len(self.bins), 1, activation=F.relu)
             self.add_module(f"pool{n}", pool)
@@ -101,7 +102,9 @@ class SpatialPyramidPooling(nn.Module):
         for n in self.bins:
             pooled = self.get_submodule(f"pool{n}")(F.adaptive_avg_pool2d(x, n))
             maps.append(
-                F.interpolate(pooled, size=x.shape[2:], mode="bilinear", align_corners=False)
+                F.interpolate(
+                    pooled, size=x.shape[2:], mode="bilinear", align_corners=self.align_corners
+                )
             )
         return self.project(torch.cat(maps, dim=1))
 
@@ -113,12 +116,21 @@ class FastSCNNBackbone(nn.Module):
         downsample: "fast_scnn" or AFFNet's "lightweight".
         groups: Groups of the lightweight one's 1x1 convolutions.
         deep: The nine widths and two strides, "paper-table" or "text".
+        align_corners: Of the pyramid's resizing.
+        stem_padding: Of Fast-SCNN's first convolution.
 
     Raises:
         ValueError: unknown downsample or deep.
     """
 
-    def __init__(self, downsample: str = "fast_scnn", groups: int = 1, deep: str = "paper-table"):
+    def __init__(
+        self,
+        downsample: str = "fast_scnn",
+        groups: int = 1,
+        deep: str = "paper-table",
+        align_corners: bool = False,
+        stem_padding: int = 1,
+    ):
         super().__init__()
         if downsample not in DOWNSAMPLES:
             raise ValueError(
@@ -127,7 +139,9 @@ class FastSCNNBackbone(nn.Module):
         if deep not in WIDTHS:
             raise ValueError(f"unknown deep '{deep}'; choose one of {', '.join(WIDTHS)}")
         self.downsample = (
-            LightweightDownsample(groups) if downsample == "lightweight" else LearningToDownsample()
+            LightweightDownsample(groups)
+            if downsample == "lightweight"
+            else LearningToDownsample(stem_padding)
         )
         widths = WIDTHS[deep]
         for i in range(9):
@@ -138,7 +152,7 @@ class FastSCNNBackbone(nn.Module):
                 activation=F.relu,
             )
             self.add_module(f"unit{i // 3 + 1}_block{i % 3 + 1}", block)
-        self.pyramid = SpatialPyramidPooling(widths[8])
+        self.pyramid = SpatialPyramidPooling(widths[8], align_corners)
         self.channels = (64, widths[2], widths[5], widths[8])
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:

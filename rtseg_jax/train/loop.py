@@ -390,8 +390,7 @@ def _evaluator(
         devices,
         model=model,
         num_classes=num_classes,
-        mean=config.augment.mean,
-        std=config.augment.std,
+        **settings.shown(config),
         size=config.eval.size,
     )
 

@@ -118,6 +118,7 @@ def test_logits(variant):
     [
         ("carnet_mobilenet", {"num_modules": 2, "crp": False, "global_hidden": 0}),
         ("carnet_mobilenet", {"num_modules": 0, "expand_first": False}),
+        ("fast_scnn", {"align_corners": True, "stem_padding": 0}),
         ("affnet", {"fusion": "ewa_concat", "deep": "text"}),
         ("affnet", {"fusion": "ewa", "final": "add", "attention_residual": True}),
         ("affnet", {"fusion": "concat", "downsample": "fast_scnn"}),

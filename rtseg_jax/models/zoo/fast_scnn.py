@@ -13,7 +13,8 @@ Readings (where AFFNet's paper is silent or contradicts itself, and what its tab
   * ENet's initial block ends in a ReLU, as everything else here does, and not in ENet's PReLU;
   * on odd sizes its pooling branch is in ceil mode, so that it meets the convolution's size;
   * the pyramid's maps are resized with half-pixel centres; BatchNorm epsilon is 1e-5; padding is symmetric; kernels
-    start from He's normal over fan_out.
+    start from He's normal over fan_out. Public weights were trained with aligned corners and without the padding of
+    the first convolution (`align_corners`, `stem_padding`).
 """
 
 import flax.linen as nn
@@ -68,15 +69,23 @@ class DepthwiseSeparableConv(nn.Module):
 class LearningToDownsample(nn.Module):
     """Fast-SCNN's first three layers: 32, 48 and 64 channels, each halving the resolution (Table 1)."""
 
+    stem_padding: int = 1
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, image: Float[Array, "b h w 3"], *, train: bool
     ) -> Float[Array, "b h8 w8 64"]:
-        x = ConvBatchNorm(32, (3, 3), (2, 2), activation=nn.relu, dtype=self.dtype, name="conv")(
-            image, train=train
-        )
+        padding = (self.stem_padding, self.stem_padding)
+        x = ConvBatchNorm(
+            32,
+            (3, 3),
+            (2, 2),
+            padding=padding,
+            activation=nn.relu,
+            dtype=self.dtype,
+            name="conv",
+        )(image, train=train)
         x = DepthwiseSeparableConv(48, (2, 2), self.dtype, name="dsconv1")(x, train=train)
         return DepthwiseSeparableConv(64, (2, 2), self.dtype, name="dsconv2")(x, train=train)
 
@@ -195,6 +204,7 @@ class LightweightDownsample(nn.Module):
 class SpatialPyramidPooling(nn.Module):
     """Means over 1, 2x2, 3x3 and 6x6 bins beside the map itself, merged to its width (PSPNet, CVPR 2017, Fig. 3)."""
 
+    align_corners: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -209,7 +219,7 @@ class SpatialPyramidPooling(nn.Module):
                 dtype=self.dtype,
                 name=f"pool{n}",
             )(adaptive_avg_pool(x, (n, n)), train=train)
-            maps.append(resize_bilinear(pooled, size))
+            maps.append(resize_bilinear(pooled, size, self.align_corners))
         return ConvBatchNorm(
             channels, (1, 1), activation=nn.relu, dtype=self.dtype, name="project"
         )(jnp.concatenate(maps, axis=-1), train=train)
@@ -222,11 +232,15 @@ class FastSCNNBackbone(nn.Module):
         downsample: "fast_scnn", or AFFNet's "lightweight".
         groups: Groups of the lightweight one's 1x1 convolutions.
         deep: Channels and strides of the deep branch, "paper-table" or "text".
+        align_corners: Of the pyramid's resizing.
+        stem_padding: Of Fast-SCNN's first convolution.
     """
 
     downsample: str = "fast_scnn"
     groups: int = 1
     deep: str = "paper-table"
+    align_corners: bool = False
+    stem_padding: int = 1
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self):
@@ -248,7 +262,7 @@ class FastSCNNBackbone(nn.Module):
         if self.downsample == "lightweight":
             downsample = LightweightDownsample(self.groups, self.dtype, name="downsample")
         else:
-            downsample = LearningToDownsample(self.dtype, name="downsample")
+            downsample = LearningToDownsample(self.stem_padding, self.dtype, name="downsample")
         x = shallow = downsample(image, train=train)
         units = []
         for u, unit in enumerate(DEEP[self.deep], start=1):
@@ -261,7 +275,9 @@ class FastSCNNBackbone(nn.Module):
                     name=f"unit{u}_block{i}",
                 )(x, train=train)
             units.append(x)
-        context = SpatialPyramidPooling(self.dtype, name="pyramid")(x, train=train)
+        context = SpatialPyramidPooling(self.align_corners, self.dtype, name="pyramid")(
+            x, train=train
+        )
         return {8: (shallow,), 16: (units[0],), 32: (units[1], context)}
 
 
@@ -271,13 +287,14 @@ FEATURES = 128
 class FeatureFusion(nn.Module):
     """Fast-SCNN's feature fusion module (its Table 3): the deep map, upsampled and refined, plus the shallow one."""
 
+    align_corners: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, shallow: Float[Array, "b h w c"], deep: Float[Array, "b _ _ c2"], *, train: bool
     ) -> Float[Array, "b h w 128"]:
-        deep = resize_bilinear(deep, shallow.shape[1:3])
+        deep = resize_bilinear(deep, shallow.shape[1:3], self.align_corners)
         deep = ConvBatchNorm(None, (3, 3), activation=nn.relu, dtype=self.dtype, name="depthwise")(
             deep, train=train
         )
@@ -322,10 +339,14 @@ class FastSCNN(nn.Module):
 
     Attributes:
         dropout: Rate before the last convolution.
+        align_corners: Of every resizing inside.
+        stem_padding: Of the first convolution.
     """
 
     num_classes: int
     dropout: float = 0.1
+    align_corners: bool = False
+    stem_padding: int = 1
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -333,8 +354,15 @@ class FastSCNN(nn.Module):
         self, image: Float[Array, "b h w 3"], *, train: bool
     ) -> dict[str, Float[Array, "b h8 w8 k"]]:
         """Returns {"logits": float32 scores at output stride 8}."""
-        features = FastSCNNBackbone(dtype=self.dtype, name="backbone")(image, train=train)
-        x = FeatureFusion(self.dtype, name="fusion")(features[8][0], features[32][1], train=train)
+        features = FastSCNNBackbone(
+            align_corners=self.align_corners,
+            stem_padding=self.stem_padding,
+            dtype=self.dtype,
+            name="backbone",
+        )(image, train=train)
+        x = FeatureFusion(self.align_corners, self.dtype, name="fusion")(
+            features[8][0], features[32][1], train=train
+        )
         scores = Classifier(
             self.num_classes, (1, 1), self.dropout, dtype=self.dtype, name="classifier"
         )(x, train=train)

@@ -106,8 +106,7 @@ def evaluate_run(
         seen=lambda frame: seen,
         scales=scales,
         flip=flip,
-        mean=config.augment.mean,
-        std=config.augment.std,
+        **settings.shown(config),
     )
     multiple = config.eval.get("multiple", 0)
     readable, wrong = pipeline.leaving_out(dataset, one_size=not multiple and batch_size > 1)

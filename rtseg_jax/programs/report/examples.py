@@ -82,8 +82,7 @@ def _examiner(run: runs.Run, root: str | None) -> tuple[Dataset, Callable[[Datas
         seen=lambda frame: size and tuple(size),
         scales=tuple(given.get("scales", (1.0,))),
         flip=given.get("flip", False),
-        mean=config.augment.mean,
-        std=config.augment.std,
+        **settings.shown(config),
     )
     eval_step = evaluator.counting(classify, run.table.num_classes)
 
