@@ -11,7 +11,18 @@ are those of its paper. Arguments: any variant of models.VARIANTS, then full | s
 
 import ml_collections
 
-from configs import affnet, asap, carnet, common, dabnet, eacnet, erfnet, fast_scnn, spssnet
+from configs import (
+    affnet,
+    asap,
+    bisenetv2,
+    carnet,
+    common,
+    dabnet,
+    eacnet,
+    erfnet,
+    fast_scnn,
+    spssnet,
+)
 
 # The config that has a variant's options and loss, and its argument there.
 PAPERS = {
@@ -30,6 +41,7 @@ PAPERS = {
     "asap": (asap, ""),
     "fast_scnn": (fast_scnn, ""),
     "spssnet": (spssnet, ""),
+    "bisenetv2": (bisenetv2, ""),
 }
 
 

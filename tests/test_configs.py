@@ -46,6 +46,7 @@ COMBINATIONS = [
         for a in ("vertical", "horizontal", "conventional", "no_attention")
     ),
     *(f"{n}:{d}" for n in ("fast_scnn", "spssnet") for d in ("cityscapes", "camvid", "streets")),
+    *(f"bisenetv2:{d}" for d in ("cityscapes", "camvid", "streets")),
     *(f"folder:{v}" for v in models.VARIANTS),
     *(f"camvid_best:{v},{r}" for v in models.VARIANTS for r in ("full", "short,trainval")),
 ]
@@ -83,6 +84,7 @@ def test_loads_locked_and_builds_its_network(spec):
         "asap:streets,general,conventional",
         "fast_scnn:streets",
         "spssnet:streets",
+        "bisenetv2:streets",
     ],
 )
 def test_loss_takes_what_its_config_says(spec):
@@ -115,6 +117,7 @@ def test_every_shipped_config_is_tried_here():
         "fast_scnn:smoke",
         "spssnet:smoke",
         "asap:smoke",
+        "bisenetv2:smoke",
     ],
 )
 def test_trains_two_steps(spec, tmp_path):
@@ -162,6 +165,7 @@ def _trainer(config):
         ("affnet:finetune", (10, 150, (880, 880)), ("adam", 2e-4, 1e-4), ("poly", 0.9, 0)),
         ("asap", (4, 300, (1024, 1024)), ("sgd", 2.5e-3, 1e-4), ("poly", 0.9, 1000)),
         ("fast_scnn", (12, 1000, (512, 1024)), ("sgd", 4.5e-2, 4e-5), ("poly", 0.9, 0)),
+        ("bisenetv2", (16, 1, (512, 1024)), ("sgd", 5e-3, 5e-4), ("poly", 0.9, 1000)),
     ],
 )
 def test_the_other_papers_values(spec, data, method, schedule):

@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from rtseg_jax.models import affnet, asap, carnet, eacnet
-from rtseg_jax.models.zoo import erfnet, fast_scnn, spssnet
+from rtseg_jax.models.zoo import bisenetv2, erfnet, fast_scnn, spssnet
 from rtseg_jax.nn import losses
 
 
@@ -45,6 +45,7 @@ VARIANTS = {
     "fast_scnn": Variant(fast_scnn.FastSCNN, {}, losses.segmentation_loss),
     "spssnet": Variant(spssnet.SPSSNet, {}, losses.segmentation_loss),
     "asap": Variant(asap.ASAP, {}, asap.loss),
+    "bisenetv2": Variant(bisenetv2.BiSeNetV2, {}, bisenetv2.loss),
 }
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from rtseg_jax.torch_ref.affnet import AFFNet, FastSCNN, SPSSNet
 from rtseg_jax.torch_ref.asap import ASAP
+from rtseg_jax.torch_ref.bisenetv2 import BiSeNetV2
 from rtseg_jax.torch_ref.carnet import CARNet
 from rtseg_jax.torch_ref.eacnet import EACNet, upsample
 from rtseg_jax.torch_ref.erfnet import ERFNet
@@ -35,6 +36,7 @@ VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "fast_scnn": (FastSCNN, {}),
     "spssnet": (SPSSNet, {}),
     "asap": (ASAP, {}),
+    "bisenetv2": (BiSeNetV2, {}),
 }
 
 

@@ -167,6 +167,48 @@ def _fast_scnn() -> Iterator[tuple[str, str]]:
     yield "classifier.conv.1", "classifier.conv"
 
 
+def _bisenetv2() -> Iterator[tuple[str, str]]:
+    def conv(theirs, ours):
+        yield f"{theirs}.conv", f"{ours}.conv"
+        yield f"{theirs}.bn", f"{ours}.norm"
+
+    for stage, convolutions in ((1, 2), (2, 3), (3, 3)):
+        for i in range(convolutions):
+            yield from conv(f"detail.S{stage}.{i}", f"backbone.detail.conv{stage}_{i + 1}")
+    for theirs, ours in {
+        "conv": "conv",
+        "left.0": "left1",
+        "left.1": "left2",
+        "fuse": "fuse",
+    }.items():
+        yield from conv(f"segment.S1S2.{theirs}", f"backbone.segment.stem.{ours}")
+    for stage, layers in (("3", 2), ("4", 2), ("5_4", 4)):
+        for i in range(layers):
+            theirs = f"segment.S{stage}.{i}"
+            ours = f"backbone.segment.layer{stage[0]}_{i + 1}"
+            yield from conv(f"{theirs}.conv1", f"{ours}.conv")
+            yield from _normed(f"{theirs}.dwconv{'' if i else 1}", f"{ours}.expand")
+            yield from _normed(f"{theirs}.conv2", f"{ours}.project")
+            if i == 0:
+                yield from _normed(f"{theirs}.dwconv2", f"{ours}.depthwise")
+                yield from _normed(f"{theirs}.shortcut", f"{ours}.shortcut_depthwise")
+                yield from _normed(f"{theirs}.shortcut", f"{ours}.shortcut_project", 2, 3)
+    yield "segment.S5_5.bn", "backbone.segment.context.norm"
+    yield from conv("segment.S5_5.conv_gap", "backbone.segment.context.gap")
+    yield from conv("segment.S5_5.conv_last", "backbone.segment.context.conv")
+    for theirs, ours in {"left1": "detail", "right2": "context"}.items():
+        yield from _normed(f"bga.{theirs}", f"fusion.{ours}_depthwise")
+        yield f"bga.{theirs}.2", f"fusion.{ours}_pointwise"
+    for theirs, ours in {"left2": "detail_down", "right1": "context_gate", "conv": "conv"}.items():
+        yield from _normed(f"bga.{theirs}", f"fusion.{ours}")
+    yield from conv("head.conv", "classifier.conv")
+    yield "head.conv_out.1", "classifier.scores"
+    for theirs, ours in {"aux2": "aux2", "aux3": "aux3", "aux4": "aux4", "aux5_4": "aux5"}.items():
+        yield from conv(f"{theirs}.conv", f"{ours}.conv")
+        yield from conv(f"{theirs}.conv_out.0.1", f"{ours}.last")
+        yield f"{theirs}.conv_out.1", f"{ours}.scores"
+
+
 _NO_EXPANSION = "published MobileNetV2 weights need expand_first=False"
 
 LAYOUTS = (
@@ -212,5 +254,12 @@ LAYOUTS = (
         dict(_fast_scnn()),
         trunk=False,
         ignored=r"auxlayer\..*",
+    ),
+    Layout(
+        "BiSeNetV2 of CoinCheung",
+        ("detail.S1.0.conv.weight", "segment.S1S2.conv.conv.weight", "bga.left1.0.weight"),
+        dict(_bisenetv2()),
+        trunk=False,
+        hint="a file without the training heads aux2 to aux5_4 does not fit",
     ),
 )

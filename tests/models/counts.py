@@ -22,6 +22,7 @@ PARAMETERS = {
     "fast_scnn": {19: 1138051, 11: 1137019},
     "spssnet": {19: 1418499, 11: 1417467},
     "asap": {19: 11967737},  # 11,965,267 without the auxiliary heads
+    "bisenetv2": {19: 5231487, 11: 5212375},  # 3,358,627 without the auxiliary heads
 }
 
 # Pixels of the image per pixel of the logits, along each axis.

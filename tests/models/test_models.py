@@ -103,6 +103,7 @@ CONFIGS = {
     "fast_scnn": "fast_scnn:streets",
     "spssnet": "spssnet:streets",
     "asap": "asap:streets",
+    "bisenetv2": "bisenetv2:streets",
 }
 
 

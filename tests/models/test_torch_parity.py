@@ -24,6 +24,9 @@ CLASSES = 19
 # The map at stride 8 is larger than the greatest dilation (16), so its outer taps read the map.
 SIZES = ((64, 128), (145, 161))
 
+# Networks whose twin has the training heads too, and the options without dropout.
+HEADED = {"bisenetv2": {"dropout": 0.0}}
+
 
 def shapes(model):
     key = jax.random.key(0)
@@ -83,7 +86,7 @@ def test_the_tables_name_the_same_networks():
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="unknown model 'earnet'; choose one of erfnet, .*asap$"):
+    with pytest.raises(ValueError, match="unknown model 'earnet'; choose one of erfnet, .*, asap"):
         torch_ref.create("earnet", 19)
     with pytest.raises(
         ValueError, match="dabnet has no option 'width'; it has attention, backbone"
@@ -257,6 +260,53 @@ def test_training(variant, slope, tolerance):
         # torch's running variance is the unbiased one.
         unbiased = 0.9 * before[var] + (statistics[var] - 0.9 * before[var]) * n / (n - 1)
         np.testing.assert_allclose(unbiased, state[var], rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", [v for v in PARAMETERS if v in HEADED])
+def test_training_heads(variant):
+    """Every output under train, the gradient of random sums of them all, the running statistics; no dropout."""
+    model, variables, twin = twins(variant, **HEADED[variant])
+    rng = np.random.default_rng(4)
+    image = jnp.asarray(rng.normal(size=(4, 65, 97, 3)), jnp.float32)
+
+    def apply(params):
+        variables_now = {"params": params, "batch_stats": variables["batch_stats"]}
+        return model.apply(variables_now, image, train=True, mutable=["batch_stats"])
+
+    shapes = jax.eval_shape(apply, variables["params"])[0]
+    factors = {
+        name: rng.normal(size=x.shape).astype(np.float32) / np.sqrt(x.size)
+        for name, x in shapes.items()
+    }
+
+    @jax.jit
+    def step(params):
+        outputs, vjp, changed = jax.vjp(apply, params, has_aux=True)
+        return outputs, vjp(factors)[0], changed["batch_stats"]
+
+    outputs, gradient, statistics = step(variables["params"])
+    nchw = torch.from_numpy(np.asarray(image, np.float64).transpose(0, 3, 1, 2))
+    theirs = twin.double().train().outputs(nchw)
+    assert outputs.keys() == theirs.keys() > {"logits"}
+    total = 0
+    for name, x in theirs.items():
+        x = x.permute(0, 2, 3, 1)
+        assert np.ptp(x.detach().numpy()) > 1
+        np.testing.assert_allclose(outputs[name], x.detach().numpy(), rtol=0, atol=2e-4)
+        total = total + (x * torch.from_numpy(factors[name])).sum()
+    total.backward()
+    ours = torch_files.to_torch({"params": gradient})
+    check_gradient(ours, {name: p.grad.numpy() for name, p in twin.named_parameters()}, 0.05)
+    state, before = (
+        twin.state_dict(),
+        torch_files.to_torch({"batch_stats": variables["batch_stats"]}),
+    )
+    for name, value in torch_files.to_torch({"batch_stats": statistics}).items():
+        if name.endswith("mean"):
+            np.testing.assert_allclose(value, state[name], rtol=0, atol=1e-4)
+        else:  # torch's is the unbiased one
+            moved = (state[name].numpy() - 0.9 * before[name]) / (value - 0.9 * before[name])
+            np.testing.assert_allclose(moved, moved.mean(), rtol=1e-3)
 
 
 @pytest.mark.parametrize(

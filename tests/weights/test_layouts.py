@@ -21,6 +21,7 @@ TIMM = "MobileNetV2 of timm"
 ERFNET = "ERFNet as its authors released it"
 DABNET = "DABNet as its authors released it"
 FAST_SCNN = "Fast-SCNN of Tramac"
+BISENETV2 = "BiSeNetV2 of CoinCheung"
 
 # Keys as they stand in the public files, at least one for each rule.
 PAIRS = {
@@ -127,8 +128,39 @@ PAIRS = {
         classifier.conv.1.weight classifier.conv.weight
         auxlayer.0.weight -
         """,
+    BISENETV2: """
+        detail.S1.0.conv.weight backbone.detail.conv1_1.conv.weight
+        detail.S3.2.bn.running_var backbone.detail.conv3_3.norm.running_var
+        segment.S1S2.conv.conv.weight backbone.segment.stem.conv.conv.weight
+        segment.S1S2.left.1.bn.bias backbone.segment.stem.left2.norm.bias
+        segment.S1S2.fuse.conv.weight backbone.segment.stem.fuse.conv.weight
+        segment.S3.0.conv1.conv.weight backbone.segment.layer3_1.conv.conv.weight
+        segment.S3.0.dwconv1.0.weight backbone.segment.layer3_1.expand.conv.weight
+        segment.S4.0.dwconv2.1.weight backbone.segment.layer4_1.depthwise.norm.weight
+        segment.S4.0.shortcut.1.bias backbone.segment.layer4_1.shortcut_depthwise.norm.bias
+        segment.S5_4.0.shortcut.2.weight backbone.segment.layer5_1.shortcut_project.conv.weight
+        segment.S5_4.3.dwconv.0.weight backbone.segment.layer5_4.expand.conv.weight
+        segment.S5_4.3.conv2.1.weight backbone.segment.layer5_4.project.norm.weight
+        segment.S5_5.bn.weight backbone.segment.context.norm.weight
+        segment.S5_5.conv_gap.bn.weight backbone.segment.context.gap.norm.weight
+        segment.S5_5.conv_last.conv.weight backbone.segment.context.conv.conv.weight
+        bga.left1.0.weight fusion.detail_depthwise.conv.weight
+        bga.left1.2.weight fusion.detail_pointwise.weight
+        bga.left2.1.bias fusion.detail_down.norm.bias
+        bga.right1.0.weight fusion.context_gate.conv.weight
+        bga.right2.1.weight fusion.context_depthwise.norm.weight
+        bga.right2.2.weight fusion.context_pointwise.weight
+        bga.conv.0.weight fusion.conv.conv.weight
+        head.conv.bn.weight classifier.conv.norm.weight
+        head.conv_out.1.bias classifier.scores.bias
+        aux2.conv.conv.weight aux2.conv.conv.weight
+        aux5_4.conv_out.0.1.bn.weight aux5.last.norm.weight
+        aux4.conv_out.1.weight aux4.scores.weight
+        """,
 }
-WHOLE = {ERFNET: ("erfnet", {}), DABNET: ("dabnet", {}), FAST_SCNN: ("fast_scnn", {})}
+WHOLE = {ERFNET: ("erfnet", {}), DABNET: ("dabnet", {}), FAST_SCNN: ("fast_scnn", {})} | {
+    BISENETV2: ("bisenetv2", {}),
+}
 
 
 def pairs(name):
