@@ -22,6 +22,7 @@ from configs import (
     erfnet,
     fast_scnn,
     spssnet,
+    stdc,
 )
 
 # The config that has a variant's options and loss, and its argument there.
@@ -42,6 +43,8 @@ PAPERS = {
     "fast_scnn": (fast_scnn, ""),
     "spssnet": (spssnet, ""),
     "bisenetv2": (bisenetv2, ""),
+    "stdc1": (stdc, "stdc1"),
+    "stdc2": (stdc, "stdc2"),
 }
 
 

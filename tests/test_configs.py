@@ -47,6 +47,7 @@ COMBINATIONS = [
     ),
     *(f"{n}:{d}" for n in ("fast_scnn", "spssnet") for d in ("cityscapes", "camvid", "streets")),
     *(f"bisenetv2:{d}" for d in ("cityscapes", "camvid", "streets")),
+    *(f"stdc:{n},{d}" for n in ("stdc1", "stdc2,75") for d in ("cityscapes", "camvid", "streets")),
     *(f"folder:{v}" for v in models.VARIANTS),
     *(f"camvid_best:{v},{r}" for v in models.VARIANTS for r in ("full", "short,trainval")),
 ]
@@ -85,6 +86,7 @@ def test_loads_locked_and_builds_its_network(spec):
         "fast_scnn:streets",
         "spssnet:streets",
         "bisenetv2:streets",
+        "stdc:stdc1,streets",
     ],
 )
 def test_loss_takes_what_its_config_says(spec):
@@ -118,6 +120,7 @@ def test_every_shipped_config_is_tried_here():
         "spssnet:smoke",
         "asap:smoke",
         "bisenetv2:smoke",
+        "stdc:smoke",
     ],
 )
 def test_trains_two_steps(spec, tmp_path):
@@ -166,6 +169,7 @@ def _trainer(config):
         ("asap", (4, 300, (1024, 1024)), ("sgd", 2.5e-3, 1e-4), ("poly", 0.9, 1000)),
         ("fast_scnn", (12, 1000, (512, 1024)), ("sgd", 4.5e-2, 4e-5), ("poly", 0.9, 0)),
         ("bisenetv2", (16, 1, (512, 1024)), ("sgd", 5e-3, 5e-4), ("poly", 0.9, 1000)),
+        ("stdc:stdc2,75", (48, 1, (512, 1024)), ("sgd", 1e-2, 5e-4), ("poly", 0.9, 1000)),
     ],
 )
 def test_the_other_papers_values(spec, data, method, schedule):

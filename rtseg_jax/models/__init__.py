@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from rtseg_jax.models import affnet, asap, carnet, eacnet
-from rtseg_jax.models.zoo import bisenetv2, erfnet, fast_scnn, spssnet
+from rtseg_jax.models.zoo import bisenetv2, erfnet, fast_scnn, spssnet, stdc
 from rtseg_jax.nn import losses
 
 
@@ -46,6 +46,8 @@ VARIANTS = {
     "spssnet": Variant(spssnet.SPSSNet, {}, losses.segmentation_loss),
     "asap": Variant(asap.ASAP, {}, asap.loss),
     "bisenetv2": Variant(bisenetv2.BiSeNetV2, {}, bisenetv2.loss),
+    "stdc1": Variant(stdc.STDCSeg, {"repeats": (2, 2, 2)}, stdc.loss),
+    "stdc2": Variant(stdc.STDCSeg, {"repeats": (4, 5, 3)}, stdc.loss),
 }
 
 

@@ -17,6 +17,7 @@ from rtseg_jax.torch_ref.bisenetv2 import BiSeNetV2
 from rtseg_jax.torch_ref.carnet import CARNet
 from rtseg_jax.torch_ref.eacnet import EACNet, upsample
 from rtseg_jax.torch_ref.erfnet import ERFNet
+from rtseg_jax.torch_ref.stdc import STDCSeg
 
 __all__ = ["VARIANTS", "Program", "create", "load", "upsample"]
 
@@ -37,6 +38,8 @@ VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "spssnet": (SPSSNet, {}),
     "asap": (ASAP, {}),
     "bisenetv2": (BiSeNetV2, {}),
+    "stdc1": (STDCSeg, {"repeats": (2, 2, 2)}),
+    "stdc2": (STDCSeg, {"repeats": (4, 5, 3)}),
 }
 
 

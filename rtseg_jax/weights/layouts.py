@@ -6,6 +6,7 @@ Each layout is a table of modules, theirs to ours, and is recognised by keys tha
 import dataclasses
 import re
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Layout:
         modules: Their module -> ours; of a trunk, ours below "backbone".
         trunk: Whether the layout is that of a trunk alone.
         ignored: Pattern of the keys without a counterpart here: an ImageNet classifier, an auxiliary head.
+        inplace: Pattern of the keys of InPlaceABN's weights w, of which the norm's scale is |w| + 1e-5.
         hint: What to know when the state dict does not fit.
     """
 
@@ -26,6 +28,7 @@ class Layout:
     modules: Mapping[str, str]
     trunk: bool
     ignored: str = r"(?!)"
+    inplace: str = r"(?!)"
     hint: str = ""
 
     def rename(self, key: str) -> str | None:
@@ -37,6 +40,10 @@ class Layout:
             return key
         # A PReLU is a module of its own there; its weight is our norm's slope.
         return f"{self.modules[module]}.{'slope' if module.endswith('.acti') else leaf}"
+
+    def convert(self, key: str, value: Any) -> Any:
+        """What we store of a key's array or tensor."""
+        return abs(value) + 1e-5 if re.fullmatch(self.inplace, key) else value
 
 
 def recognise(keys: Collection[str]) -> Layout | None:
@@ -209,6 +216,48 @@ def _bisenetv2() -> Iterator[tuple[str, str]]:
         yield f"{theirs}.conv_out.1", f"{ours}.scores"
 
 
+def _stdc_trunk(theirs: str = "", ours: str = "") -> Iterator[tuple[str, str]]:
+    def conv(theirs, ours):
+        yield f"{theirs}.conv", f"{ours}.conv"
+        yield f"{theirs}.bn", f"{ours}.norm"
+
+    for i in range(14):  # as many as STDC2 has
+        theirs_i, ours_i = f"{theirs}features.{i}", f"{ours}layer{i}"
+        if i < 2:
+            yield from conv(theirs_i, ours_i)
+            continue
+        for k in range(4):
+            yield from conv(f"{theirs_i}.conv_list.{k}", f"{ours_i}.conv{k + 1}")
+        yield from _normed(f"{theirs_i}.avd_layer", f"{ours_i}.down")
+
+
+def _stdc() -> Iterator[tuple[str, str]]:
+    yield from _stdc_trunk("cp.backbone.", "backbone.")
+    convolutions = {
+        "cp.conv_avg": "context.mean",
+        "cp.conv_head32": "context.smooth32",
+        "cp.conv_head16": "context.smooth16",
+        "cp.arm32.conv": "context.refine32.conv",
+        "cp.arm16.conv": "context.refine16.conv",
+        "ffm.convblk": "fusion.conv",
+    }
+    # Their heads are named by the map that comes before what they see.
+    heads = {"conv_out": "classifier", "conv_out16": "aux8", "conv_out32": "aux16"}
+    for theirs, ours in {**heads, "conv_out_sp8": "detail"}.items():
+        convolutions[f"{theirs}.conv"] = f"{ours}.conv"
+        yield f"{theirs}.conv_out", f"{ours}.scores"
+    for theirs, ours in convolutions.items():
+        yield f"{theirs}.conv", f"{ours}.conv"
+        yield f"{theirs}.bn", f"{ours}.norm"
+    for stride in (16, 32):
+        yield f"cp.arm{stride}.conv_atten", f"context.refine{stride}.attention.conv"
+        yield f"cp.arm{stride}.bn_atten", f"context.refine{stride}.attention.norm"
+    yield "ffm.conv1", "fusion.reduce"
+    yield "ffm.conv2", "fusion.expand"
+
+
+# The trunk's stages name its layers a second time; the rest is an ImageNet classifier.
+_STDC_LEFT = r"(x2|x4|x8|x16|x32|conv_last|fc|bn|linear)\..*"
 _NO_EXPANSION = "published MobileNetV2 weights need expand_first=False"
 
 LAYOUTS = (
@@ -261,5 +310,20 @@ LAYOUTS = (
         dict(_bisenetv2()),
         trunk=False,
         hint="a file without the training heads aux2 to aux5_4 does not fit",
+    ),
+    Layout(
+        "STDC-Seg as its authors released it",
+        ("cp.backbone.features.0.conv.weight", "ffm.convblk.conv.weight"),
+        dict(_stdc()),
+        trunk=False,
+        ignored=rf"cp\.backbone\.{_STDC_LEFT}|conv_out_sp(2|4|16)\..*",
+        inplace=r"(cp\.(?!backbone)|ffm|conv_out).*\.bn(_atten)?\.weight",
+    ),
+    Layout(
+        "the trunk of STDC-Seg as its authors released it",
+        ("features.0.conv.weight", "features.2.conv_list.0.conv.weight"),
+        dict(_stdc_trunk()),
+        trunk=True,
+        ignored=_STDC_LEFT,
     ),
 )

@@ -23,6 +23,8 @@ PARAMETERS = {
     "spssnet": {19: 1418499, 11: 1417467},
     "asap": {19: 11967737},  # 11,965,267 without the auxiliary heads
     "bisenetv2": {19: 5231487, 11: 5212375},  # 3,358,627 without the auxiliary heads
+    "stdc1": {19: 8572896, 11: 8569824},  # 8,275,104 without the three training heads
+    "stdc2": {19: 12603360, 11: 12600288},  # 12,305,568
 }
 
 # Pixels of the image per pixel of the logits, along each axis.

@@ -104,6 +104,7 @@ CONFIGS = {
     "spssnet": "spssnet:streets",
     "asap": "asap:streets",
     "bisenetv2": "bisenetv2:streets",
+    "stdc1": "stdc:stdc1,streets",
 }
 
 

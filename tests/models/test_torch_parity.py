@@ -25,7 +25,7 @@ CLASSES = 19
 SIZES = ((64, 128), (145, 161))
 
 # Networks whose twin has the training heads too, and the options without dropout.
-HEADED = {"bisenetv2": {"dropout": 0.0}}
+HEADED = {"bisenetv2": {"dropout": 0.0}, "stdc1": {}}
 
 
 def shapes(model):
@@ -215,6 +215,31 @@ def check_gradient(ours, theirs, tolerance):
         assert error <= tolerance * np.linalg.norm(g) + 1e-6 * total, (name, error)
 
 
+def count_values(twin):
+    """Fills with the values per channel of each BatchNorm, once the network has run."""
+    counts = {}
+    for name, module in twin.named_modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_forward_hook(
+                lambda _, inputs, __, name=name: counts.update(
+                    {name: inputs[0].numel() // inputs[0].shape[1]}
+                )
+            )
+    return counts
+
+
+def check_statistics(variables, ours, theirs, counts):
+    """Running statistics after one pass, by torch's names."""
+    before = torch_files.to_torch({"batch_stats": variables["batch_stats"]})
+    assert len(ours) == 2 * len(counts)
+    for name, n in counts.items():
+        mean, var = f"{name}.running_mean", f"{name}.running_var"
+        np.testing.assert_allclose(ours[mean], theirs[mean], rtol=0, atol=1e-5)
+        # torch's running variance is the unbiased one.
+        unbiased = 0.9 * before[var] + (ours[var] - 0.9 * before[var]) * n / (n - 1)
+        np.testing.assert_allclose(unbiased, theirs[var], rtol=1e-4)
+
+
 def batch():
     rng = np.random.default_rng(2)
     label = rng.integers(0, CLASSES, (2, 49, 81)).astype(np.int32)
@@ -238,28 +263,12 @@ def test_training(variant, slope, tolerance):
         )
         state = {name: torch.from_numpy(a) for name, a in torch_files.to_torch(variables).items()}
         twin.load_state_dict(state, strict=False)
-    counts = {}  # values per channel, of each BatchNorm
-    for name, module in twin.named_modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.register_forward_hook(
-                lambda _, inputs, __, name=name: counts.update(
-                    {name: inputs[0].numel() // inputs[0].shape[1]}
-                )
-            )
+    counts = count_values(twin)
     ours, theirs = ours_and_theirs(model, variables, twin, *batch())
 
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
     check_gradient(ours[1], theirs[1], tolerance)
-
-    statistics, state = ours[2], theirs[2]
-    before = torch_files.to_torch({"batch_stats": variables["batch_stats"]})
-    assert len(statistics) == 2 * len(counts)
-    for name, n in counts.items():
-        mean, var = f"{name}.running_mean", f"{name}.running_var"
-        np.testing.assert_allclose(statistics[mean], state[mean], rtol=0, atol=1e-5)
-        # torch's running variance is the unbiased one.
-        unbiased = 0.9 * before[var] + (statistics[var] - 0.9 * before[var]) * n / (n - 1)
-        np.testing.assert_allclose(unbiased, state[var], rtol=1e-4)
+    check_statistics(variables, ours[2], theirs[2], counts)
 
 
 @pytest.mark.parametrize("variant", [v for v in PARAMETERS if v in HEADED])

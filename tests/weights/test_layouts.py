@@ -11,6 +11,7 @@ from rtseg_jax import models
 from rtseg_jax.models import flops
 from rtseg_jax.models.zoo.mobilenet import MobileNetV2
 from rtseg_jax.models.zoo.resnet import ResNet
+from rtseg_jax.models.zoo.stdc import STDC
 from rtseg_jax.weights import layouts, torch_files
 from tests.networks import shapes
 
@@ -22,6 +23,8 @@ ERFNET = "ERFNet as its authors released it"
 DABNET = "DABNet as its authors released it"
 FAST_SCNN = "Fast-SCNN of Tramac"
 BISENETV2 = "BiSeNetV2 of CoinCheung"
+STDC_SEG = "STDC-Seg as its authors released it"
+STDC_TRUNK = "the trunk of STDC-Seg as its authors released it"
 
 # Keys as they stand in the public files, at least one for each rule.
 PAIRS = {
@@ -157,6 +160,41 @@ PAIRS = {
         aux5_4.conv_out.0.1.bn.weight aux5.last.norm.weight
         aux4.conv_out.1.weight aux4.scores.weight
         """,
+    STDC_SEG: """
+        cp.backbone.features.0.conv.weight backbone.layer0.conv.weight
+        cp.backbone.features.1.bn.running_mean backbone.layer1.norm.running_mean
+        cp.backbone.features.2.conv_list.0.conv.weight backbone.layer2.conv1.conv.weight
+        cp.backbone.features.13.conv_list.3.bn.bias backbone.layer13.conv4.norm.bias
+        cp.backbone.features.4.avd_layer.0.weight backbone.layer4.down.conv.weight
+        cp.backbone.features.4.avd_layer.1.weight backbone.layer4.down.norm.weight
+        cp.backbone.x8.0.2.conv_list.0.conv.weight -
+        cp.backbone.conv_last.bn.weight -
+        cp.backbone.linear.weight -
+        cp.arm16.conv.conv.weight context.refine16.conv.conv.weight
+        cp.arm32.conv.bn.running_var context.refine32.conv.norm.running_var
+        cp.arm32.conv_atten.weight context.refine32.attention.conv.weight
+        cp.arm16.bn_atten.weight context.refine16.attention.norm.weight
+        cp.conv_head32.conv.weight context.smooth32.conv.weight
+        cp.conv_head16.bn.bias context.smooth16.norm.bias
+        cp.conv_avg.bn.weight context.mean.norm.weight
+        ffm.convblk.conv.weight fusion.conv.conv.weight
+        ffm.conv1.weight fusion.reduce.weight
+        ffm.conv2.weight fusion.expand.weight
+        conv_out.conv.bn.weight classifier.conv.norm.weight
+        conv_out.conv_out.weight classifier.scores.weight
+        conv_out16.conv_out.weight aux8.scores.weight
+        conv_out32.conv.conv.weight aux16.conv.conv.weight
+        conv_out_sp8.conv_out.weight detail.scores.weight
+        conv_out_sp2.conv_out.weight -
+        conv_out_sp16.conv.bn.weight -
+        """,
+    STDC_TRUNK: """
+        features.0.conv.weight layer0.conv.weight
+        features.2.conv_list.0.conv.weight layer2.conv1.conv.weight
+        features.6.avd_layer.1.bias layer6.down.norm.bias
+        x32.0.7.conv_list.1.conv.weight -
+        fc.weight -
+        """,
 }
 WHOLE = {ERFNET: ("erfnet", {}), DABNET: ("dabnet", {}), FAST_SCNN: ("fast_scnn", {})} | {
     BISENETV2: ("bisenetv2", {}),
@@ -238,7 +276,8 @@ def test_whole_networks(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "trunk"),
     [(RESNET, ResNet(d)) for d in (18, 50, 101, 152)]
-    + [(n, MobileNetV2(expand_first=False)) for n in (TORCHVISION, TIMM)],
+    + [(n, MobileNetV2(expand_first=False)) for n in (TORCHVISION, TIMM)]
+    + [(STDC_TRUNK, STDC(repeats)) for repeats in ((2, 2, 2), (4, 5, 3))],
 )
 def test_trunks(name, trunk):
     traced = flops.variable_shapes(trunk)
@@ -250,6 +289,25 @@ def test_trunks(name, trunk):
     assert jax.tree.structure(torch_files.from_torch(renamed, traced)) == jax.tree.structure(
         variables
     )
+
+
+@pytest.mark.parametrize("variant", ["stdc1", "stdc2"])
+def test_inplace_norms(variant, tmp_path):
+    """Of the decoder's norms the scale is |weight| + 1e-5; all else of STDC-Seg is taken as it is."""
+    state = public(LAYOUTS[STDC_SEG], random_like(shapes(variant)))
+    write(state, tmp_path / "stdc.safetensors")
+    loaded = torch_files.to_torch(
+        torch_files.load_torch(tmp_path / "stdc.safetensors", shapes(variant))
+    )
+    converted = 0
+    for key, value in state.items():
+        ours = LAYOUTS[STDC_SEG].rename(key)
+        if ours is None or key.endswith("num_batches_tracked"):
+            continue
+        if "norm.weight" in ours and not ours.startswith("backbone."):
+            value, converted = np.abs(value) + np.float32(1e-5), converted + 1
+        np.testing.assert_array_equal(loaded.pop(ours), value)
+    assert not loaded and converted == 12
 
 
 def test_a_trunk_is_no_network(tmp_path):
