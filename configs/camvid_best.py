@@ -32,7 +32,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config = paper.get_config(f"{of_paper},camvid")
     config.input.train_split = word["split"]
     config.batch_size = 16
-    config.num_epochs = 1000
+    config.num_steps, config.num_epochs = 0, 1000
     config.ema_decay = 0.999
     config.augment.crop = (360, 480)
     config.augment.scale_range = (0.5, 2.0)
@@ -47,7 +47,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config.optim.schedule.update(
         {"kind": "poly", "per": "step", "warmup_steps": 500, "warmup_start": 0.0}
     )
-    config.eval.every_epochs = 25
+    config.eval.update({"every_steps": 0, "every_epochs": 25})
     if word["length"] == "short":
         config.batch_size = 4
         config.num_epochs = 112

@@ -15,6 +15,7 @@ from ml_collections import config_dict
 from configs import (
     affnet,
     asap,
+    bisenetv2,
     carnet,
     cgnet,
     common,
@@ -27,6 +28,7 @@ from configs import (
     fast_scnn,
     pidnet_s,
     spssnet,
+    stdc,
 )
 
 # The config that has a variant's options and loss, and its argument there.
@@ -51,6 +53,9 @@ PAPERS = {
     "spssnet": (spssnet, ""),
     "ddrnet23_slim": (ddrnet23_slim, ""),
     "pidnet_s": (pidnet_s, ""),
+    "bisenetv2": (bisenetv2, ""),
+    "stdc1": (stdc, "stdc1"),
+    "stdc2": (stdc, "stdc2"),
 }
 
 

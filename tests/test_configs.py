@@ -52,6 +52,9 @@ COMBINATIONS = [
     ),
     *(f"espnet:{d},encoder" for d in ("cityscapes", "camvid", "streets")),
     *(f"espnet:{d},decoder,inject" for d in ("cityscapes", "camvid", "streets")),
+    *(f"{n}:{d}" for n in ("fast_scnn", "spssnet") for d in ("cityscapes", "camvid", "streets")),
+    *(f"bisenetv2:{d}" for d in ("cityscapes", "camvid", "streets")),
+    *(f"stdc:{n},{d}" for n in ("stdc1", "stdc2,75") for d in ("cityscapes", "camvid", "streets")),
     *(f"folder:{v}" for v in models.VARIANTS),
     *(f"camvid_best:{v},{r}" for v in models.VARIANTS for r in ("full", "short,trainval")),
 ]
@@ -94,6 +97,8 @@ def test_loads_locked_and_builds_its_network(spec):
         "cgnet:streets",
         "espnet:streets,encoder",
         "enet:streets",
+        "bisenetv2:streets",
+        "stdc:stdc1,streets",
     ],
 )
 def test_loss_takes_what_its_config_says(spec):
@@ -131,6 +136,8 @@ def test_every_shipped_config_is_tried_here():
         "cgnet:smoke",
         "espnet:smoke",
         "enet:smoke",
+        "bisenetv2:smoke",
+        "stdc:smoke",
     ],
 )
 def test_trains_two_steps(spec, tmp_path):
@@ -186,6 +193,8 @@ def _trainer(config):
         ("espnet", (6, 1500, (512, 1024)), ("adam", 5e-4, 5e-4), ("step", 0.5, 500)),
         ("espnet:encoder,camvid", (12, 1500, (360, 480)), ("adam", 5e-4, 5e-4), ("step", 0.5, 500)),
         ("cgnet:camvid", (8, 800, (360, 360)), ("adam", 1e-3, 5e-4), ("poly", 0.9, 0)),
+        ("bisenetv2", (16, 1, (512, 1024)), ("sgd", 5e-3, 5e-4), ("poly", 0.9, 1000)),
+        ("stdc:stdc2,75", (48, 1, (512, 1024)), ("sgd", 1e-2, 5e-4), ("poly", 0.9, 1000)),
     ],
 )
 def test_the_other_papers_values(spec, data, method, schedule):

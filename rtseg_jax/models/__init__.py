@@ -9,6 +9,7 @@ import flax.linen as nn
 
 from rtseg_jax.models import affnet, asap, carnet, eacnet
 from rtseg_jax.models.zoo import (
+    bisenetv2,
     cgnet,
     ddrnet,
     enet,
@@ -17,6 +18,7 @@ from rtseg_jax.models.zoo import (
     fast_scnn,
     pidnet,
     spssnet,
+    stdc,
 )
 from rtseg_jax.nn import losses
 
@@ -59,6 +61,9 @@ VARIANTS = {
     "cgnet": Variant(cgnet.CGNet, {}, losses.segmentation_loss),
     "espnet": Variant(espnet.ESPNet, {}, losses.segmentation_loss),
     "enet": Variant(enet.ENet, {}, losses.segmentation_loss),
+    "bisenetv2": Variant(bisenetv2.BiSeNetV2, {}, bisenetv2.loss),
+    "stdc1": Variant(stdc.STDCSeg, {"repeats": (2, 2, 2)}, stdc.loss),
+    "stdc2": Variant(stdc.STDCSeg, {"repeats": (4, 5, 3)}, stdc.loss),
 }
 
 

@@ -192,7 +192,11 @@ class Conv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """Depth-wise convolution; attributes as in Conv."""
+    """Depth-wise convolution; attributes as in Conv.
+
+    Attributes:
+        multiplier: Output channels of each input channel; they lie side by side, as in torch's grouped convolution.
+    """
 
     kernel_size: Pair = (3, 3)
     strides: Pair = (1, 1)
@@ -201,10 +205,13 @@ class DepthwiseConv(nn.Module):
     use_bias: bool = True
     kernel_init: Initializer = kaiming_normal
     bias_init: Initializer | None = None
+    multiplier: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 co"]:
+        if self.multiplier > 1:
+            x = jnp.repeat(x, self.multiplier, axis=-1)
         return _convolve(self, depthwise_conv2d, x, (*self.kernel_size, 1, x.shape[-1]))
 
 
@@ -261,6 +268,7 @@ class ConvBatchNorm(nn.Module):
 
     Attributes:
         features: Output channels; None makes the convolution depth-wise.
+        multiplier: Of a depth-wise convolution, see DepthwiseConv.
     """
 
     features: int | None
@@ -272,11 +280,15 @@ class ConvBatchNorm(nn.Module):
     epsilon: float = 1e-5
     activation: Callable[[Array], Array] | None = None
     kernel_init: Initializer = kaiming_normal_fan_out
+    multiplier: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w ci"], *, train: bool) -> Float[Array, "b h2 w2 co"]:
-        conv = DepthwiseConv if self.features is None else functools.partial(Conv, self.features)
+        if self.features is None:
+            conv = functools.partial(DepthwiseConv, multiplier=self.multiplier)
+        else:
+            conv = functools.partial(Conv, self.features)
         x = conv(
             kernel_size=self.kernel_size,
             strides=self.strides,

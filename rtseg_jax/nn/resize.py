@@ -1,4 +1,4 @@
-"""Bilinear resizing as PyTorch's interpolate computes it: no antialiasing."""
+"""Resizing as PyTorch's interpolate computes it: bilinear without antialiasing, and nearest."""
 
 import functools
 from collections.abc import Callable
@@ -60,6 +60,12 @@ def resize_bilinear(
         x = _lerp(x.astype(jnp.float32), 2, size[1], align_corners)
         return _lerp(x, 1, size[0], align_corners).astype(dtype)
 
+    return _with_matrices(gather, x, rows, columns)
+
+
+def _with_matrices(gather, x, rows, columns):
+    """gather(x), which is rows x columns^T in each channel; the gradient multiplies by these matrices, transposed."""
+
     def transpose(_, g):
         # Columns first: with one channel, as in the losses, that is a matrix product without a transposition.
         b, height, width, c = g.shape
@@ -69,11 +75,34 @@ def resize_bilinear(
         else:
             g = jnp.einsum("bHWc,Ww->bHwc", g, columns)
         g = jnp.einsum("bHwc,Hh->bhwc", g, rows)
-        return (g.astype(dtype),)
+        return (g.astype(x.dtype),)
 
     resize = jax.custom_vjp(gather)
     resize.defvjp(lambda x: (gather(x), None), transpose)
     return resize(x)
+
+
+def resize_nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
+    """Resizes to `size` (h, w) by torch's mode "nearest": output i is input floor(i h / h2), computed in float32.
+
+    In float32 the floor is one lower here and there: from 2 to 82 positions output 41 is input 0.
+    """
+    if x.shape[1:3] == tuple(size):
+        return x
+
+    def source(old, new):
+        step = np.float32(old) / np.float32(new)
+        return np.minimum((np.arange(new, dtype=np.float32) * step).astype(np.int32), old - 1)
+
+    rows, columns = (source(*pair) for pair in zip(x.shape[1:3], size, strict=True))
+
+    def gather(x):
+        return jnp.take(jnp.take(x, columns, 2), rows, 1)
+
+    one_hot = (
+        np.eye(n, dtype=np.float32)[i] for n, i in zip(x.shape[1:3], (rows, columns), strict=True)
+    )
+    return _with_matrices(gather, x, *one_hot)
 
 
 def upsample_argmax(

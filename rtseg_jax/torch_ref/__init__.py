@@ -13,6 +13,7 @@ from torch import nn
 
 from rtseg_jax.torch_ref.affnet import AFFNet, FastSCNN, SPSSNet
 from rtseg_jax.torch_ref.asap import ASAP
+from rtseg_jax.torch_ref.bisenetv2 import BiSeNetV2
 from rtseg_jax.torch_ref.carnet import CARNet
 from rtseg_jax.torch_ref.cgnet import CGNet
 from rtseg_jax.torch_ref.ddrnet import DDRNet
@@ -21,6 +22,7 @@ from rtseg_jax.torch_ref.enet import ENet
 from rtseg_jax.torch_ref.erfnet import ERFNet
 from rtseg_jax.torch_ref.espnet import ESPNet
 from rtseg_jax.torch_ref.pidnet import PIDNet
+from rtseg_jax.torch_ref.stdc import STDCSeg
 
 __all__ = ["VARIANTS", "Program", "create", "load", "upsample"]
 
@@ -45,6 +47,9 @@ VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "cgnet": (CGNet, {}),
     "espnet": (ESPNet, {}),
     "enet": (ENet, {}),
+    "bisenetv2": (BiSeNetV2, {}),
+    "stdc1": (STDCSeg, {"repeats": (2, 2, 2)}),
+    "stdc2": (STDCSeg, {"repeats": (4, 5, 3)}),
 }
 
 

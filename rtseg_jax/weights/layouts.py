@@ -6,6 +6,7 @@ Each layout is a table of modules, theirs to ours, and is recognised by keys tha
 import dataclasses
 import re
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Layout:
             slope itself.
         trunk: Whether the layout is that of a trunk alone.
         ignored: Pattern of the keys without a counterpart here: an ImageNet classifier, an auxiliary head.
+        inplace: Pattern of the keys of InPlaceABN's weights w, of which the norm's scale is |w| + 1e-5.
         hint: What to know when the state dict does not fit.
     """
 
@@ -27,6 +29,7 @@ class Layout:
     modules: Mapping[str, str]
     trunk: bool
     ignored: str = r"(?!)"
+    inplace: str = r"(?!)"
     hint: str = ""
 
     def rename(self, key: str) -> str | None:
@@ -38,6 +41,10 @@ class Layout:
             return key
         ours = self.modules[module]
         return ours if ours.endswith(".slope") else f"{ours}.{leaf}"
+
+    def convert(self, key: str, value: Any) -> Any:
+        """What we store of a key's array or tensor."""
+        return abs(value) + 1e-5 if re.fullmatch(self.inplace, key) else value
 
 
 def recognise(keys: Collection[str]) -> Layout | None:
@@ -342,6 +349,90 @@ def _enet() -> Iterator[tuple[str, str]]:
     yield "transposed_conv", "decoder.classifier"
 
 
+def _bisenetv2() -> Iterator[tuple[str, str]]:
+    def conv(theirs, ours):
+        yield f"{theirs}.conv", f"{ours}.conv"
+        yield f"{theirs}.bn", f"{ours}.norm"
+
+    for stage, convolutions in ((1, 2), (2, 3), (3, 3)):
+        for i in range(convolutions):
+            yield from conv(f"detail.S{stage}.{i}", f"backbone.detail.conv{stage}_{i + 1}")
+    for theirs, ours in {
+        "conv": "conv",
+        "left.0": "left1",
+        "left.1": "left2",
+        "fuse": "fuse",
+    }.items():
+        yield from conv(f"segment.S1S2.{theirs}", f"backbone.segment.stem.{ours}")
+    for stage, layers in (("3", 2), ("4", 2), ("5_4", 4)):
+        for i in range(layers):
+            theirs = f"segment.S{stage}.{i}"
+            ours = f"backbone.segment.layer{stage[0]}_{i + 1}"
+            yield from conv(f"{theirs}.conv1", f"{ours}.conv")
+            yield from _normed(f"{theirs}.dwconv{'' if i else 1}", f"{ours}.expand")
+            yield from _normed(f"{theirs}.conv2", f"{ours}.project")
+            if i == 0:
+                yield from _normed(f"{theirs}.dwconv2", f"{ours}.depthwise")
+                yield from _normed(f"{theirs}.shortcut", f"{ours}.shortcut_depthwise")
+                yield from _normed(f"{theirs}.shortcut", f"{ours}.shortcut_project", 2, 3)
+    yield "segment.S5_5.bn", "backbone.segment.context.norm"
+    yield from conv("segment.S5_5.conv_gap", "backbone.segment.context.gap")
+    yield from conv("segment.S5_5.conv_last", "backbone.segment.context.conv")
+    for theirs, ours in {"left1": "detail", "right2": "context"}.items():
+        yield from _normed(f"bga.{theirs}", f"fusion.{ours}_depthwise")
+        yield f"bga.{theirs}.2", f"fusion.{ours}_pointwise"
+    for theirs, ours in {"left2": "detail_down", "right1": "context_gate", "conv": "conv"}.items():
+        yield from _normed(f"bga.{theirs}", f"fusion.{ours}")
+    yield from conv("head.conv", "classifier.conv")
+    yield "head.conv_out.1", "classifier.scores"
+    for theirs, ours in {"aux2": "aux2", "aux3": "aux3", "aux4": "aux4", "aux5_4": "aux5"}.items():
+        yield from conv(f"{theirs}.conv", f"{ours}.conv")
+        yield from conv(f"{theirs}.conv_out.0.1", f"{ours}.last")
+        yield f"{theirs}.conv_out.1", f"{ours}.scores"
+
+
+def _stdc_trunk(theirs: str = "", ours: str = "") -> Iterator[tuple[str, str]]:
+    def conv(theirs, ours):
+        yield f"{theirs}.conv", f"{ours}.conv"
+        yield f"{theirs}.bn", f"{ours}.norm"
+
+    for i in range(14):  # as many as STDC2 has
+        theirs_i, ours_i = f"{theirs}features.{i}", f"{ours}layer{i}"
+        if i < 2:
+            yield from conv(theirs_i, ours_i)
+            continue
+        for k in range(4):
+            yield from conv(f"{theirs_i}.conv_list.{k}", f"{ours_i}.conv{k + 1}")
+        yield from _normed(f"{theirs_i}.avd_layer", f"{ours_i}.down")
+
+
+def _stdc() -> Iterator[tuple[str, str]]:
+    yield from _stdc_trunk("cp.backbone.", "backbone.")
+    convolutions = {
+        "cp.conv_avg": "context.mean",
+        "cp.conv_head32": "context.smooth32",
+        "cp.conv_head16": "context.smooth16",
+        "cp.arm32.conv": "context.refine32.conv",
+        "cp.arm16.conv": "context.refine16.conv",
+        "ffm.convblk": "fusion.conv",
+    }
+    # Their heads are named by the map that comes before what they see.
+    heads = {"conv_out": "classifier", "conv_out16": "aux8", "conv_out32": "aux16"}
+    for theirs, ours in {**heads, "conv_out_sp8": "detail"}.items():
+        convolutions[f"{theirs}.conv"] = f"{ours}.conv"
+        yield f"{theirs}.conv_out", f"{ours}.scores"
+    for theirs, ours in convolutions.items():
+        yield f"{theirs}.conv", f"{ours}.conv"
+        yield f"{theirs}.bn", f"{ours}.norm"
+    for stride in (16, 32):
+        yield f"cp.arm{stride}.conv_atten", f"context.refine{stride}.attention.conv"
+        yield f"cp.arm{stride}.bn_atten", f"context.refine{stride}.attention.norm"
+    yield "ffm.conv1", "fusion.reduce"
+    yield "ffm.conv2", "fusion.expand"
+
+
+# The trunk's stages name its layers a second time; the rest is an ImageNet classifier.
+_STDC_LEFT = r"(x2|x4|x8|x16|x32|conv_last|fc|bn|linear)\..*"
 _NO_EXPANSION = "published MobileNetV2 weights need expand_first=False"
 
 LAYOUTS = (
@@ -429,5 +520,27 @@ LAYOUTS = (
         dict(_enet()),
         trunk=False,
         hint="his files of CamVid have 12 classes, unlabeled being the last; those of Cityscapes 20, it being the first",
+    ),
+    Layout(
+        "BiSeNetV2 of CoinCheung",
+        ("detail.S1.0.conv.weight", "segment.S1S2.conv.conv.weight", "bga.left1.0.weight"),
+        dict(_bisenetv2()),
+        trunk=False,
+        hint="a file without the training heads aux2 to aux5_4 does not fit",
+    ),
+    Layout(
+        "STDC-Seg as its authors released it",
+        ("cp.backbone.features.0.conv.weight", "ffm.convblk.conv.weight"),
+        dict(_stdc()),
+        trunk=False,
+        ignored=rf"cp\.backbone\.{_STDC_LEFT}|conv_out_sp(2|4|16)\..*",
+        inplace=r"(cp\.(?!backbone)|ffm|conv_out).*\.bn(_atten)?\.weight",
+    ),
+    Layout(
+        "the trunk of STDC-Seg as its authors released it",
+        ("features.0.conv.weight", "features.2.conv_list.0.conv.weight"),
+        dict(_stdc_trunk()),
+        trunk=True,
+        ignored=_STDC_LEFT,
     ),
 )

@@ -215,19 +215,19 @@ def _read_torch(file: pathlib.Path) -> Mapping[str, Any]:
 
 
 def our_names(state: Mapping[str, Any]) -> tuple[dict[str, Any], layouts.Layout | None]:
-    """Renames a public state dict to the twin's names; None for the layout leaves it as it is."""
+    """Renames a public state dict to the twin's names, and converts what is stored otherwise; None leaves it as it is."""
     layout = layouts.recognise(state.keys())
     if layout is None:
         return dict(state), None
-    renamed = {layout.rename(name): value for name, value in state.items()}
+    renamed = {layout.rename(k): layout.convert(k, value) for k, value in state.items()}
     renamed.pop(None, None)
     return renamed, layout
 
 
 def load_torch(path: str | os.PathLike[str], template: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads a whole network: the state dict of a twin, or ERFNet, DABNet, Fast-SCNN, CGNet, ESPNet or ENet as the public has them.
+    """Reads a whole network: the state dict of a twin, or one of layouts.LAYOUTS, as the public has it.
 
-    Auxiliary heads of Fast-SCNN are left out; every other key must have its place, and every place its key.
+    Auxiliary heads that the network here has not are left out; every other key must have its place, and every place its key.
 
     Args:
         path: See read_state.
@@ -252,7 +252,7 @@ def load_torch_backbone(
 ) -> dict[str, Any]:
     """Reads the weights of a network's module "backbone" from a trunk's file or from a whole network's.
 
-    A trunk is ResNet or MobileNetV2 of torchvision or timm, whose ImageNet classifier is left out; of a whole network
+    A trunk is ResNet or MobileNetV2 of torchvision or timm, or STDC, whose ImageNet classifier is left out; of a whole network
     (see load_torch) everything beside its backbone is.
 
     Args:

@@ -93,6 +93,7 @@ def test_a_network_can_see_the_frames_at_another_size():
         Conv(5, use_bias=False),
         Conv(5, (3, 1), (2, 1)),
         DepthwiseConv(use_bias=False),
+        DepthwiseConv(use_bias=False, multiplier=3),
         ConvTranspose(5, (3, 3), padding=1, output_padding=1),
     ],
 )

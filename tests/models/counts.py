@@ -29,6 +29,9 @@ PARAMETERS = {
     "cgnet": {19: 496306, 11: 494258},
     "espnet": {19: 362949, 20: 364569, 11: 353140, 12: 354193},
     "enet": {19: 351660, 20: 351804, 11: 350508, 12: 350652},
+    "bisenetv2": {19: 5231487, 11: 5212375},  # 3,358,627 without the auxiliary heads
+    "stdc1": {19: 8572896, 11: 8569824},  # 8,275,104 without the three training heads
+    "stdc2": {19: 12603360, 11: 12600288},  # 12,305,568
 }
 
 # Pixels of the image per pixel of the logits, along each axis.

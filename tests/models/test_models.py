@@ -108,6 +108,8 @@ CONFIGS = {
     "cgnet": "cgnet:streets",
     "espnet": "espnet:streets",
     "enet": "enet:streets",
+    "bisenetv2": "bisenetv2:streets",
+    "stdc1": "stdc:stdc1,streets",
 }
 
 

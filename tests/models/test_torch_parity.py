@@ -24,6 +24,9 @@ CLASSES = 19
 # The map at stride 8 is larger than the greatest dilation (16), so its outer taps read the map.
 SIZES = ((64, 128), (145, 161))
 
+# Networks whose twin has the training heads too, and the options without dropout.
+HEADED = {"bisenetv2": {"dropout": 0.0}, "stdc1": {}}
+
 
 def shapes(model):
     key = jax.random.key(0)
@@ -83,7 +86,7 @@ def test_the_tables_name_the_same_networks():
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="unknown model 'earnet'; choose one of erfnet, .*asap"):
+    with pytest.raises(ValueError, match="unknown model 'earnet'; choose one of erfnet, .*, asap"):
         torch_ref.create("earnet", 19)
     with pytest.raises(
         ValueError, match="dabnet has no option 'width'; it has attention, backbone"
@@ -216,6 +219,31 @@ def check_gradient(ours, theirs, tolerance):
     for name, g in theirs.items():
         error = np.linalg.norm(ours[name] - g)
         assert error <= tolerance * np.linalg.norm(g) + 1e-6 * total, (name, error)
+
+
+def count_values(twin):
+    """Fills with the values per channel of each BatchNorm, once the network has run."""
+    counts = {}
+    for name, module in twin.named_modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_forward_hook(
+                lambda _, inputs, __, name=name: counts.update(
+                    {name: inputs[0].numel() // inputs[0].shape[1]}
+                )
+            )
+    return counts
+
+
+def check_statistics(variables, ours, theirs, counts):
+    """Running statistics after one pass, by torch's names."""
+    before = torch_files.to_torch({"batch_stats": variables["batch_stats"]})
+    assert len(ours) == 2 * len(counts)
+    for name, n in counts.items():
+        mean, var = f"{name}.running_mean", f"{name}.running_var"
+        np.testing.assert_allclose(ours[mean], theirs[mean], rtol=0, atol=1e-5)
+        # torch's running variance is the unbiased one.
+        unbiased = 0.9 * before[var] + (ours[var] - 0.9 * before[var]) * n / (n - 1)
+        np.testing.assert_allclose(unbiased, theirs[var], rtol=1e-4)
 
 
 def batch():

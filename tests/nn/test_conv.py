@@ -86,6 +86,18 @@ def test_conv_and_its_gradients_match_torch(
     assert_close(ours, theirs)
 
 
+def test_depthwise_conv_with_several_outputs_for_each_channel(platform):
+    module = conv.DepthwiseConv(strides=(2, 2), use_bias=False, multiplier=3)
+    x, kernel, g = normal(2, 9, 12, 4), normal(3, 3, 1, 12), normal(2, 5, 6, 12, seed=1)
+    ours = jax_and_gradients(lambda x, k: module.apply({"params": {"kernel": k}}, x), x, kernel, g)
+    theirs = torch_and_gradients(
+        lambda x, k: F.conv2d(x, k, None, 2, 1, groups=4), x, kernel, g, (3, 2, 0, 1)
+    )
+    assert_close(ours, theirs)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.asarray(x))
+    assert jax.tree.map(jnp.shape, shapes) == {"params": {"kernel": (3, 3, 1, 12)}}
+
+
 @pytest.mark.parametrize("size", [(9, 12), (12, 9)])
 def test_stem_of_an_image_matches_torch(size, platform):
     x, kernel = normal(2, *size, 3), normal(3, 3, 3, 5)

@@ -33,6 +33,7 @@ OPERATIONS = {
     "prelu": module(norm.PReLU()),
     "resize": lambda x: resize.resize_bilinear(x, (20, 30)),
     "resize_corners": lambda x: resize.resize_bilinear(x, (20, 30), align_corners=True),
+    "resize_nearest": lambda x: resize.resize_nearest(x, (20, 30)),
     "max_pool": lambda x: pool.max_pool(x, (2, 2), (2, 2), ceil_mode=True),
     "avg_pool": lambda x: pool.avg_pool(x, (3, 3), (2, 2), (1, 1)),
     "adaptive_avg_pool": lambda x: pool.adaptive_avg_pool(x, (2, 5)),

@@ -1,4 +1,4 @@
-"""Bilinear resizing against torch's interpolate, and the fused class map."""
+"""Bilinear and nearest resizing against torch's interpolate, and the fused class map."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rtseg_jax.nn.resize import resize_bilinear, upsample_argmax
+from rtseg_jax.nn.resize import resize_bilinear, resize_nearest, upsample_argmax
 
 SIZES = [
     ((5, 6), (40, 48)),  # x8, the networks' heads
@@ -43,6 +43,18 @@ def test_resize_and_its_gradient_match_torch(old, new, align_corners, platform):
     expected.backward(torch.tensor(g))
     np.testing.assert_allclose(y, expected.detach().numpy(), rtol=1e-5, atol=2e-5)
     np.testing.assert_allclose(d_x, leaf.grad.numpy(), rtol=1e-5, atol=5e-5)
+
+
+# In the last two a floor in whole numbers would be another neighbour than torch's.
+@pytest.mark.parametrize(("old", "new"), [*SIZES, ((2, 3), (82, 123)), ((4, 23), (110, 45))])
+def test_nearest_and_its_gradient_match_torch(old, new, platform):
+    x, g = normal(2, *old, 3), normal(2, *new, 3, seed=1)
+    y, vjp = jax.vjp(lambda x: resize_nearest(x, new), jnp.asarray(x))
+    leaf = torch.tensor(x, requires_grad=True)
+    expected = F.interpolate(leaf.permute(0, 3, 1, 2), new, mode="nearest").permute(0, 2, 3, 1)
+    expected.backward(torch.tensor(g))
+    np.testing.assert_array_equal(y, expected.detach().numpy())
+    np.testing.assert_allclose(vjp(g)[0], leaf.grad.numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_literal_values_in_both_alignments():

@@ -11,6 +11,7 @@ from rtseg_jax import models
 from rtseg_jax.models import flops
 from rtseg_jax.models.zoo.mobilenet import MobileNetV2
 from rtseg_jax.models.zoo.resnet import ResNet
+from rtseg_jax.models.zoo.stdc import STDC
 from rtseg_jax.weights import layouts, torch_files
 from tests.networks import shapes
 
@@ -27,6 +28,9 @@ CGNET = "CGNet as its authors released it"
 ESPNET = "ESPNet as its authors released it"
 ESPNET_C = "ESPNet-C as its authors released it"
 ENET = "ENet of D. Silva"
+BISENETV2 = "BiSeNetV2 of CoinCheung"
+STDC_SEG = "STDC-Seg as its authors released it"
+STDC_TRUNK = "the trunk of STDC-Seg as its authors released it"
 
 # Keys as they stand in the public files, at least one for each rule.
 PAIRS = {
@@ -314,6 +318,73 @@ MODULES = {
         "upsample{4,5}_0.{{main_conv1,ext_conv1,ext_conv2}.{0,1},ext_tconv1,ext_tconv1_bnorm}",
         "transposed_conv",
     ),
+    BISENETV2: """
+        detail.S1.0.conv.weight backbone.detail.conv1_1.conv.weight
+        detail.S3.2.bn.running_var backbone.detail.conv3_3.norm.running_var
+        segment.S1S2.conv.conv.weight backbone.segment.stem.conv.conv.weight
+        segment.S1S2.left.1.bn.bias backbone.segment.stem.left2.norm.bias
+        segment.S1S2.fuse.conv.weight backbone.segment.stem.fuse.conv.weight
+        segment.S3.0.conv1.conv.weight backbone.segment.layer3_1.conv.conv.weight
+        segment.S3.0.dwconv1.0.weight backbone.segment.layer3_1.expand.conv.weight
+        segment.S4.0.dwconv2.1.weight backbone.segment.layer4_1.depthwise.norm.weight
+        segment.S4.0.shortcut.1.bias backbone.segment.layer4_1.shortcut_depthwise.norm.bias
+        segment.S5_4.0.shortcut.2.weight backbone.segment.layer5_1.shortcut_project.conv.weight
+        segment.S5_4.3.dwconv.0.weight backbone.segment.layer5_4.expand.conv.weight
+        segment.S5_4.3.conv2.1.weight backbone.segment.layer5_4.project.norm.weight
+        segment.S5_5.bn.weight backbone.segment.context.norm.weight
+        segment.S5_5.conv_gap.bn.weight backbone.segment.context.gap.norm.weight
+        segment.S5_5.conv_last.conv.weight backbone.segment.context.conv.conv.weight
+        bga.left1.0.weight fusion.detail_depthwise.conv.weight
+        bga.left1.2.weight fusion.detail_pointwise.weight
+        bga.left2.1.bias fusion.detail_down.norm.bias
+        bga.right1.0.weight fusion.context_gate.conv.weight
+        bga.right2.1.weight fusion.context_depthwise.norm.weight
+        bga.right2.2.weight fusion.context_pointwise.weight
+        bga.conv.0.weight fusion.conv.conv.weight
+        head.conv.bn.weight classifier.conv.norm.weight
+        head.conv_out.1.bias classifier.scores.bias
+        aux2.conv.conv.weight aux2.conv.conv.weight
+        aux5_4.conv_out.0.1.bn.weight aux5.last.norm.weight
+        aux4.conv_out.1.weight aux4.scores.weight
+        """,
+    STDC_SEG: """
+        cp.backbone.features.0.conv.weight backbone.layer0.conv.weight
+        cp.backbone.features.1.bn.running_mean backbone.layer1.norm.running_mean
+        cp.backbone.features.2.conv_list.0.conv.weight backbone.layer2.conv1.conv.weight
+        cp.backbone.features.13.conv_list.3.bn.bias backbone.layer13.conv4.norm.bias
+        cp.backbone.features.4.avd_layer.0.weight backbone.layer4.down.conv.weight
+        cp.backbone.features.4.avd_layer.1.weight backbone.layer4.down.norm.weight
+        cp.backbone.x8.0.2.conv_list.0.conv.weight -
+        cp.backbone.conv_last.bn.weight -
+        cp.backbone.linear.weight -
+        cp.arm16.conv.conv.weight context.refine16.conv.conv.weight
+        cp.arm32.conv.bn.running_var context.refine32.conv.norm.running_var
+        cp.arm32.conv_atten.weight context.refine32.attention.conv.weight
+        cp.arm16.bn_atten.weight context.refine16.attention.norm.weight
+        cp.conv_head32.conv.weight context.smooth32.conv.weight
+        cp.conv_head16.bn.bias context.smooth16.norm.bias
+        cp.conv_avg.bn.weight context.mean.norm.weight
+        ffm.convblk.conv.weight fusion.conv.conv.weight
+        ffm.conv1.weight fusion.reduce.weight
+        ffm.conv2.weight fusion.expand.weight
+        conv_out.conv.bn.weight classifier.conv.norm.weight
+        conv_out.conv_out.weight classifier.scores.weight
+        conv_out16.conv_out.weight aux8.scores.weight
+        conv_out32.conv.conv.weight aux16.conv.conv.weight
+        conv_out_sp8.conv_out.weight detail.scores.weight
+        conv_out_sp2.conv_out.weight -
+        conv_out_sp16.conv.bn.weight -
+        """,
+    STDC_TRUNK: """
+        features.0.conv.weight layer0.conv.weight
+        features.2.conv_list.0.conv.weight layer2.conv1.conv.weight
+        features.6.avd_layer.1.bias layer6.down.norm.bias
+        x32.0.7.conv_list.1.conv.weight -
+        fc.weight -
+        """,
+}
+WHOLE = {ERFNET: ("erfnet", {}), DABNET: ("dabnet", {}), FAST_SCNN: ("fast_scnn", {})} | {
+    BISENETV2: ("bisenetv2", {}),
 }
 
 
@@ -410,7 +481,8 @@ def test_whole_networks(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "trunk"),
     [(RESNET, ResNet(d)) for d in (18, 50, 101, 152)]
-    + [(n, MobileNetV2(expand_first=False)) for n in (TORCHVISION, TIMM)],
+    + [(n, MobileNetV2(expand_first=False)) for n in (TORCHVISION, TIMM)]
+    + [(STDC_TRUNK, STDC(repeats)) for repeats in ((2, 2, 2), (4, 5, 3))],
 )
 def test_trunks(name, trunk):
     traced = flops.variable_shapes(trunk)
@@ -422,6 +494,25 @@ def test_trunks(name, trunk):
     assert jax.tree.structure(torch_files.from_torch(renamed, traced)) == jax.tree.structure(
         variables
     )
+
+
+@pytest.mark.parametrize("variant", ["stdc1", "stdc2"])
+def test_inplace_norms(variant, tmp_path):
+    """Of the decoder's norms the scale is |weight| + 1e-5; all else of STDC-Seg is taken as it is."""
+    state = public(LAYOUTS[STDC_SEG], random_like(shapes(variant)))
+    write(state, tmp_path / "stdc.safetensors")
+    loaded = torch_files.to_torch(
+        torch_files.load_torch(tmp_path / "stdc.safetensors", shapes(variant))
+    )
+    converted = 0
+    for key, value in state.items():
+        ours = LAYOUTS[STDC_SEG].rename(key)
+        if ours is None or key.endswith("num_batches_tracked"):
+            continue
+        if "norm.weight" in ours and not ours.startswith("backbone."):
+            value, converted = np.abs(value) + np.float32(1e-5), converted + 1
+        np.testing.assert_array_equal(loaded.pop(ours), value)
+    assert not loaded and converted == 12
 
 
 def test_a_trunk_is_no_network(tmp_path):
