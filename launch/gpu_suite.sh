@@ -165,7 +165,7 @@ run_camvid() {
   cp "$run"/{config.json,metrics.jsonl} "$OUT/"
   if ((status)); then return "$status"; fi
   cp "$run/evaluation.json" "$OUT/"
-  "$PYTHON" -m rtseg_jax convert "$run" "$OUT/weights.msgpack"
+  "$PYTHON" -m rtseg_jax export --network="$run" --format=bundle --dtype=float16 --output="$OUT/weights.safetensors"
   "$PYTHON" -m rtseg_jax evaluate --workdir="$run" --root="$scratch/camvid" --split=test --overlays=0 --output="$scratch/test"
   cp "$scratch/test/evaluation.json" "$OUT/evaluation_test.json"
 }

@@ -13,7 +13,7 @@ PROGRAMS = {
     "predict": ("programs.predict.main", "segment images, videos and cameras"),
     "report": ("programs.report.main", "a page about one run, or several side by side"),
     "demo": ("programs.demo", "try networks on images and the camera, in the browser"),
-    "export": ("programs.export", "write a network as StableHLO, ONNX or safetensors"),
+    "export": ("programs.export", "write a network as StableHLO, ONNX or a bundle"),
     "convert": ("programs.convert", "convert weights from and to PyTorch's files"),
     "summary": ("programs.summary", "parameters and multiply-adds of every network"),
     "bench": ("programs.bench.main", "measure speed against PyTorch and onnxruntime"),

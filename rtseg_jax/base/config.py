@@ -9,7 +9,7 @@ import pathlib
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -268,6 +268,28 @@ def check(config: ml_collections.ConfigDict, part: str = "") -> None:
 def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The options of models.create, with the dtype among them."""
     return {**config.model.options.to_dict(), "dtype": jnp.dtype(config.dtype)}
+
+
+def of_network(
+    variant: str,
+    options: Mapping[str, Any],
+    *,
+    dataset: str,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    channels: str = "rgb",
+    size: tuple[int, int] | None = None,
+    align_corners: bool = False,
+) -> ml_collections.ConfigDict:
+    """As much of a config as it takes to use a network that no config trained; arguments as in the keys' comments."""
+    config = {
+        "model": {"name": variant, "options": dict(options)},
+        "dtype": "float32",
+        "input": {"dataset": dataset, "size": None},
+        "augment": {"mean": tuple(mean), "std": tuple(std), "channels": channels},
+        "eval": {"size": size, "multiple": 0, "align_corners": align_corners},
+    }
+    return ml_collections.ConfigDict(config).lock()
 
 
 def shown(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -53,10 +53,13 @@ class Scores:
 
 
 def scores(confusion: np.ndarray) -> Scores:
-    """Reads IoU and accuracies off a [k, k] matrix of counts (rows: truth, columns: prediction)."""
+    """Reads IoU and accuracies off a [k, k] matrix of counts (rows: truth, columns: prediction).
+
+    Further columns are of classes that the labels do not have, such as void: a pixel predicted so is missed.
+    """
     confusion = np.asarray(confusion, np.int64)
     hit = np.diag(confusion)
-    truth, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    truth, predicted = confusion.sum(axis=1), confusion.sum(axis=0)[: len(confusion)]
     union = truth + predicted - hit
     total = confusion.sum()
 

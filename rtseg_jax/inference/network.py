@@ -1,4 +1,4 @@
-"""A trained network as one object: read from a run's folder or a bundle, used on frames of any size."""
+"""A trained network as one object: a run's, a bundle, one that is shipped or public; used on frames of any size."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -23,9 +23,11 @@ from rtseg_jax.base.files import absolute
 from rtseg_jax.data import files, spec
 from rtseg_jax.data.sets import folder
 from rtseg_jax.data.spec import ClassTable, Dataset
-from rtseg_jax.inference import pictures
+from rtseg_jax.inference import pictures, public
 from rtseg_jax.inference import program as infer
-from rtseg_jax.weights import bundle, checkpoint
+from rtseg_jax.models import flops
+from rtseg_jax.weights import bundle, torch_files
+from rtseg_jax.weights import checkpoint as checkpoints
 
 Pair = tuple[int, int]
 
@@ -51,22 +53,22 @@ def load_run(workdir: pathlib.Path, which: str = "best") -> tuple[ConfigDict, An
         ValueError: a step that is not kept.
     """
     config = settings.read(workdir)
-    if not (workdir / checkpoint.FOLDER).is_dir():
+    if not (workdir / checkpoints.FOLDER).is_dir():
         raise FileNotFoundError(
-            f"{workdir} holds no {checkpoint.FOLDER}/; train with that workdir first"
+            f"{workdir} holds no {checkpoints.FOLDER}/; train with that workdir first"
         )
-    with checkpoint.open_manager(workdir, read_only=True) as manager:
+    with checkpoints.open_manager(workdir, read_only=True) as manager:
         latest, steps = manager.latest_step(), manager.all_steps()
         if latest is None:
-            raise FileNotFoundError(f"{workdir / checkpoint.FOLDER} holds no checkpoint yet")
-        named = {"best": checkpoint.best_or_latest(manager), "latest": latest}
+            raise FileNotFoundError(f"{workdir / checkpoints.FOLDER} holds no checkpoint yet")
+        named = {"best": checkpoints.best_or_latest(manager), "latest": latest}
         at = named.get(which, int(which) if which.isdigit() else None)
         if at not in steps:
             raise ValueError(
                 f"no checkpoint '{which}' in {workdir}; choose best, latest or one of {sorted(steps)}"
             )
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        variables = checkpoint.restore_variables(manager, at, sharding)
+        variables = checkpoints.restore_variables(manager, at, sharding)
     model = models.create(
         config.model.name,
         num_classes=class_table(workdir, config).num_classes,
@@ -83,19 +85,21 @@ def class_table(workdir: pathlib.Path, config: ConfigDict) -> ClassTable:
     return data.class_table(config.input.dataset)
 
 
-def check_classes(workdir: pathlib.Path, config: ConfigDict, dataset: Dataset) -> None:
-    """Refuses data whose classes are not those that a run's network was trained with, number by number.
+def check_classes(table: ClassTable, dataset: Dataset) -> None:
+    """Refuses data whose classes are not those of a network, number by number; it may have a last one, void, besides.
 
     Raises:
         ValueError: they are not; the message names the first that differs.
     """
-    ours, theirs = class_table(workdir, config).class_names, dataset.table.class_names
+    ours, theirs = table.class_names, dataset.table.class_names
+    if len(ours) == len(theirs) + 1 and ours[-1] == "void":
+        ours = ours[:-1]
     for number, (wanted, found) in enumerate(itertools.zip_longest(ours, theirs)):
         if wanted != found:
             wanted, found = ("missing" if n is None else f"'{n}'" for n in (wanted, found))
             raise ValueError(
-                f"class {number} is {found} in the data and {wanted} in the run; give the data the list in "
-                f"{workdir / 'classes.json'}, in its order, or train with theirs"
+                f"class {number} is {found} in the data and {wanted} in the network; give the data the network's"
+                f" list, in its order ({', '.join(ours)}), or train with theirs"
             )
 
 
@@ -235,6 +239,7 @@ class Network:
         step: The step that the weights are from.
         sees: What it sees of a frame of any size.
         dtype: The type that it computes in, "float32" or "bfloat16".
+        facts: What else is known: where it comes from, its scores, its licence.
     """
 
     model: nn.Module
@@ -244,6 +249,7 @@ class Network:
     step: int
     sees: View
     dtype: str = "float32"
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -254,6 +260,18 @@ class Network:
     def class_names(self) -> tuple[str, ...]:
         """The names of its classes."""
         return self.table.class_names
+
+    def described(self) -> list[str]:
+        """Lines on how it is shown images, and what else is known of it."""
+        shown = settings.shown(self.config)
+        mean, std = (", ".join(f"{v:g}" for v in shown[k]) for k in ("mean", "std"))
+        aligned = ", corners aligned" if shown["align_corners"] else ""
+        lines = [
+            f"sees {self.sees}, {shown['channels'].upper()}, mean ({mean}), std ({std}) of 0 to 255{aligned}"
+        ]
+        if licence := self.facts.get("licence"):
+            lines.append(f"licence of its authors' files: {licence}")
+        return lines
 
     def seeing(
         self,
@@ -310,19 +328,26 @@ class Network:
         shown = pictures.occurring(self.table, ids)
         return Image.fromarray(pictures.with_legend(laid, self.table, shown))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a bundle, which load() reads: weights, config, classes and colours in one .safetensors file."""
+    def save(self, path: str | os.PathLike[str], dtype: str = "float32") -> None:
+        """Writes a bundle, which load() reads: weights, config, classes and colours in one .safetensors file.
+
+        Args:
+            path: The file, which has its name once it was read again and found equal.
+            dtype: "float16" halves it.
+        """
         bundle.save(
             pathlib.Path(path),
             self.variables,
             self.config.to_dict(),
+            dtype=dtype,
             model=self.name,
             step=self.step,
-            **described(self.table),
+            **classes_of(self.table),
+            facts=dict(self.facts),
         )
 
 
-def described(table: ClassTable) -> dict[str, Any]:
+def classes_of(table: ClassTable) -> dict[str, Any]:
     """The names and colours of classes, as a bundle has them."""
     palette = [list(color) for color in table.palette]
     return {"data": table.name, "classes": list(table.class_names), "palette": palette}
@@ -348,26 +373,120 @@ def as_frames(image: Any) -> np.ndarray:
     return frames
 
 
-def load(place: str | os.PathLike[str], checkpoint: str = "best") -> Network:
+SHIPPED = pathlib.Path(bundle.__file__).parent / "shipped"  # bundles that come with the package
+
+
+def shipped() -> dict[str, pathlib.Path]:
+    """The networks that come with the package: name -> file."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.safetensors"))}
+
+
+def load(place: str | os.PathLike[str], checkpoint: str = "best", **given: Any) -> Network:
     """Reads a trained network.
 
     Args:
-        place: A run's folder, or a bundle: a .safetensors file that Network.save() or `rtseg export` wrote.
+        place: A run's folder; a bundle, which Network.save(), `rtseg export` and `rtseg convert` write; the name of a
+            network that comes with the package (see shipped()); or a public PyTorch checkpoint (see inference.public).
         checkpoint: Which of a run's: "best" (by mIoU on the evaluation split), "latest", or a step.
+        **given: Of a PyTorch checkpoint, what it does not tell or is to be otherwise; see of_public().
 
     Raises:
         FileNotFoundError: there is nothing, or no run or checkpoint in a folder.
-        ValueError: a step that is not kept, or a file that is no bundle.
+        ValueError: a step that is not kept, or a file that is neither a bundle nor a checkpoint that is known.
     """
     path = absolute(place)
-    if path.is_dir() or not (path.is_file() or path.suffix == ".safetensors"):
+    if not path.exists() and path.name in shipped():
+        path = shipped()[path.name]
+    if path.is_dir():
         config, model, variables, step = load_run(path, checkpoint)
-        return Network(model, variables, class_table(path, config), config, step, view(config))
-    variables, facts = bundle.load(path)
-    config = settings.from_json(json.dumps(facts["config"]))
-    names = tuple(facts["classes"])
-    palette = facts.get("palette") or data.class_table(config.input.dataset).palette[: len(names)]
-    table = ClassTable(facts.get("data", ""), names, tuple(map(tuple, palette)))
+        facts = {"source": str(place)}
+        return Network(
+            model, variables, class_table(path, config), config, step, view(config), facts=facts
+        )
+    if str(place).startswith("hf://") or path.suffix in torch_files.TORCH_FILES:
+        return of_public(place, **given)
+    if not path.is_file():
+        known = ", ".join(shipped())
+        raise FileNotFoundError(
+            f"{place}: no such folder or file"
+            + (f", nor a network that is shipped ({known})" if known else "")
+        )
+    if path.suffix == ".safetensors" and not bundle.is_bundle(path):
+        return of_public(place, **given)
+    return _of_bundle(path)
+
+
+def _of_bundle(path: pathlib.Path) -> Network:
+    variables, stored = bundle.load(path)
+    config = settings.from_json(json.dumps(stored["config"]))
+    names = tuple(stored["classes"])
+    palette = stored.get("palette") or data.class_table(config.input.dataset).palette[: len(names)]
+    table = ClassTable(stored.get("data", ""), names, tuple(map(tuple, palette)))
     options = settings.model_options(config)
     model = models.create(config.model.name, num_classes=len(names), **options)
-    return Network(model, variables, table, config, facts.get("step", 0), view(config))
+    have = checkpoints.shapes_of(variables)
+    for train in (True, False):
+        wanted = checkpoints.shapes_of(flops.variable_shapes(model, train=train))
+        if have == wanted:
+            break
+    else:
+        raise ValueError(
+            f"{path} does not fit {config.model.name} of {len(names)} classes:"
+            f" {checkpoints.difference(have, wanted)}"
+        )
+    step, facts = stored.get("step", 0), stored.get("facts", {})
+    return Network(model, variables, table, config, step, view(config), facts=facts)
+
+
+def of_public(
+    path: str | os.PathLike[str],
+    *,
+    variant: str | None = None,
+    num_classes: int | None = None,
+    classes: str | None = None,
+    **shown: Any,
+) -> Network:
+    """Reads the network in a PyTorch file, to be used as its authors use it.
+
+    Args:
+        path: See torch_files.read_state.
+        variant: Its name, where the file does not tell.
+        num_classes: How many classes it has, where the file does not tell.
+        classes: A list of the classes, as a folder data set has it; None for those of the data set that has so many.
+        **shown: mean and std (RGB, in units of [0, 255]), channels ("rgb" or "bgr") and size (h, w), where they are not
+            those of its authors; None stands for these.
+
+    Raises:
+        ValueError: see public.read; a list of another length; or nobody says how the network is shown its images.
+        FileNotFoundError: no such file.
+    """
+    found = public.read(path, variant, num_classes)
+    use, count = found.use, found.num_classes
+    if classes is None:
+        table = public.class_table(count, use.void if use else "last")
+    else:
+        table = folder.read_classes(classes)
+        if table.num_classes != count:
+            raise ValueError(f"{classes} lists {table.num_classes} classes, and {path} has {count}")
+    own = {}
+    if use is not None:
+        own = {k: getattr(use, k).get(count, getattr(use, k)[None]) for k in ("mean", "std")}
+        own |= {"channels": use.channels, "size": use.size}
+    shown = {**own, **{k: v for k, v in shown.items() if v is not None}}
+    if missing := [f"--{k}" for k in ("mean", "std") if k not in shown]:
+        raise ValueError(
+            f"{path} does not say how its network was shown images; give {' and '.join(missing)},"
+            " RGB in units of [0, 255]"
+        )
+    config = settings.of_network(
+        found.variant,
+        found.options,
+        dataset=table.name,
+        align_corners=use.align_corners if use else False,
+        **shown,
+    )
+    model = models.create(found.variant, num_classes=count, **settings.model_options(config))
+    facts = {"source": str(path)}
+    if use is not None:
+        facts |= {"layout": found.layout, "licence": use.licence}
+    return Network(model, found.variables, table, config, 0, view(config), facts=facts)

@@ -57,11 +57,16 @@ class Call:
         return math.prod(self.outputs[0]) * math.prod(self.kernel[:-1])
 
 
-def variable_shapes(model: nn.Module) -> dict[str, Any]:
-    """Shapes of a network's variables, {"params": ..., "batch_stats": ...}; they depend on no image size."""
+def variable_shapes(model: nn.Module, *, train: bool = True) -> dict[str, Any]:
+    """Shapes of a network's variables, {"params": ..., "batch_stats": ...}; they depend on no image size.
+
+    Args:
+        model: The network.
+        train: Whether those of its training heads are among them.
+    """
     key = jax.random.key(0)
     return jax.eval_shape(
-        functools.partial(model.init, train=True),
+        functools.partial(model.init, train=train),
         {"params": key, "dropout": key},
         jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32),
     )

@@ -2,11 +2,12 @@
 
     rtseg export --workdir=RUN --format=stablehlo --output=camvid.stablehlo --size=360x480
     rtseg export --workdir=RUN --format=onnx --output=camvid.onnx --size=360x480 --batch=dynamic
-    rtseg export --workdir=RUN --format=safetensors --output=camvid.safetensors
+    rtseg export --workdir=RUN --format=bundle --output=camvid.safetensors --dtype=float16
 
 stablehlo and onnx take uint8 RGB frames [b, h, w, 3] and give a uint8 class map [b, h, w]: normalisation, the network
 with its weights, upsampling and argmax are inside. What was written is read again and compared with the network before
-the file has its name. safetensors holds the weights and the run's config, which load() reads back.
+the file has its name. bundle holds weights, classes and how to use them, which every program takes as --network; float16
+halves it.
 
 The network sees the frames at their size, --size, or at the config's eval.size, to which the program resizes them. The
 resizing of a run's data to input.size is not inside: where --size is another, or the frames are such as predict would
@@ -24,21 +25,26 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from flax import traverse_util
 
+from rtseg_jax import models
 from rtseg_jax.base import config as settings
 from rtseg_jax.base.extras import optional
 from rtseg_jax.inference import network as networks
 from rtseg_jax.inference import program as infer
+from rtseg_jax.models import flops
 from rtseg_jax.programs.shared import command_line
 from rtseg_jax.programs.shared.command_line import Flags, Given, Program
 from rtseg_jax.programs.shared.process import prepare_process
 from rtseg_jax.weights import bundle, torch_files
 
-FORMATS = ("stablehlo", "onnx", "safetensors")
+FORMATS = ("stablehlo", "onnx", "bundle")
 
 
-DTYPES = {"stablehlo": ("float32", "bfloat16", "float16"), "onnx": ("float32", "float16")}
+DTYPES = {
+    "stablehlo": ("float32", "bfloat16", "float16"),
+    "onnx": ("float32", "float16"),
+    "bundle": bundle.DTYPES,
+}
 
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -103,7 +109,12 @@ def onnx(
     from rtseg_jax import torch_ref
 
     twin = torch_ref.create(variant, num_classes, **options)
-    torch_ref.load(twin, torch_files.to_torch(variables))
+    model = models.create(variant, num_classes=num_classes, **options)
+    whole, frozen = (
+        {name for name, *_ in torch_files.named(flops.variable_shapes(model, train=train))}
+        for train in (True, False)
+    )
+    torch_ref.load(twin, torch_files.to_torch(variables), without=whole - frozen)
     program = torch_ref.Program(twin, dtype=getattr(torch, dtype), **seen)
     # An example of one frame would be taken for a promise of one.
     frames = torch.zeros((2 if batch is None else batch, *frame, 3), dtype=torch.uint8)
@@ -198,11 +209,11 @@ def compare(
     return equal / pixels
 
 
-def _frame_size(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> tuple[int, int]:
+def _frame_size(config: ml_collections.ConfigDict, place: pathlib.Path | str) -> tuple[int, int]:
     size = config.input.size or config.eval.size
     if size is None:
         raise ValueError(
-            f"the run in {workdir} is of frames of the files' own size; give theirs as --size=HEIGHTxWIDTH"
+            f"{place} is for frames of any size; give that of the file's as --size=HEIGHTxWIDTH"
         )
     return tuple(size)
 
@@ -225,7 +236,7 @@ def _told_of_sizes(
 
 
 def export_run(
-    workdir: pathlib.Path,
+    place: pathlib.Path | str,
     *,
     format: str,
     output: pathlib.Path,
@@ -235,11 +246,11 @@ def export_run(
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     which: str = "best",
 ) -> None:
-    """Writes a checkpoint of a run as one file, after comparing it with the network.
+    """Writes a network as one file, after comparing it with the network.
 
     Args:
-        workdir: The run's folder.
-        format: "stablehlo", "onnx" or "safetensors"; the last has neither of the following but `output` and `which`.
+        place: The network; see inference.network.load.
+        format: "stablehlo", "onnx" or "bundle"; the last has of the following but `output`, `dtype` and `which`.
         output: The file. It appears once it is whole and checked; one of that name is replaced.
         size: (h, w) of the frames in pixels; None takes the size that the config gives for them. The network sees
             them at the config's eval.size, or as they are where it names none.
@@ -255,79 +266,67 @@ def export_run(
     """
     if format not in FORMATS:
         raise ValueError(f"unknown format '{format}'; choose one of {', '.join(FORMATS)}")
-    if dtype not in DTYPES.get(format, TOLERANCE):
+    if dtype not in DTYPES[format]:
         raise ValueError(f"{format} takes no dtype '{dtype}'; choose {' or '.join(DTYPES[format])}")
     if unknown := [name for name in platforms if name not in PLATFORMS]:
         raise ValueError(f"unknown platform '{unknown[0]}'; choose from {', '.join(PLATFORMS)}")
     if output.is_dir():
-        raise ValueError(f"{output} is a folder; give a file, as {output / f'net.{format}'}")
+        ending = "safetensors" if format == "bundle" else format
+        raise ValueError(f"{output} is a folder; give a file, as {output / f'net.{ending}'}")
+    if format == "bundle" and output.suffix != ".safetensors":
+        raise ValueError(f"--output={output}: a bundle's name ends in .safetensors")
     command_line.check_folder(output.parent, "output")
-    network = networks.load(workdir, which)
+    network = networks.load(place, which)
     config, model, variables = network.config, network.model, network.variables
     facts = {"model": network.name, "step": network.step, "classes": list(network.class_names)}
-    if format != "safetensors":
-        size = _frame_size(config, workdir) if size is None else size
-        facts["seen"] = config.eval.size or size
     output.parent.mkdir(parents=True, exist_ok=True)
+    if format == "bundle":
+        network.save(output, dtype)
+        print(f"{network.name}, step {network.step}, {len(facts['classes'])} classes, as {format}")
+        print(
+            f"read again and found equal\nwritten: {output} ({output.stat().st_size / 1e6:.1f} MB)"
+        )
+        return
+    size = _frame_size(config, place) if size is None else size
+    facts["seen"] = config.eval.size or size
     unchecked = output.with_name(f"{output.name}.unchecked")
     try:
-        if format == "safetensors":
-            network.save(unchecked)
-            found = _compare_weights(unchecked, variables)
+        seen = {**settings.shown(config), "size": config.eval.size}
+        program = infer.program(model, variables, dtype=jnp.dtype(dtype), **seen)
+        if format == "onnx":
+            texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+            onnx(
+                unchecked,
+                config.model.name,
+                variables,
+                size,
+                batch,
+                texts,
+                num_classes=len(facts["classes"]),
+                options=config.model.options.to_dict(),
+                dtype=dtype,
+                **seen,
+            )
+            run = _run_onnx(unchecked)
         else:
-            seen = {**settings.shown(config), "size": config.eval.size}
-            program = infer.program(model, variables, dtype=jnp.dtype(dtype), **seen)
-            if format == "onnx":
-                texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
-                onnx(
-                    unchecked,
-                    config.model.name,
-                    variables,
-                    size,
-                    batch,
-                    texts,
-                    num_classes=len(facts["classes"]),
-                    options=config.model.options.to_dict(),
-                    dtype=dtype,
-                    **seen,
-                )
-                run = _run_onnx(unchecked)
-            else:
-                unchecked.write_bytes(stablehlo(program, size, batch, platforms))
-                run = _run_stablehlo(unchecked)
-            found = f"not compared: this machine has none of {', '.join(platforms)}"
-            if run is not None:
-                logits = infer.freeze(model, variables, (1, *size), output="logits", **seen)
-                batches = (1, 3) if batch is None else (batch,)
-                share = compare(run, logits, size, batches, TOLERANCE[dtype])
-                found = (
-                    f"read again and compared with the network in float32 at {size[0]}x{size[1]}, "
-                    f"batch {' and '.join(map(str, batches))}: {100 * share:.3f} % of pixels agree"
-                )
+            unchecked.write_bytes(stablehlo(program, size, batch, platforms))
+            run = _run_stablehlo(unchecked)
+        found = f"not compared: this machine has none of {', '.join(platforms)}"
+        if run is not None:
+            logits = infer.freeze(model, variables, (1, *size), output="logits", **seen)
+            batches = (1, 3) if batch is None else (batch,)
+            share = compare(run, logits, size, batches, TOLERANCE[dtype])
+            found = (
+                f"read again and compared with the network in float32 at {size[0]}x{size[1]}, "
+                f"batch {' and '.join(map(str, batches))}: {100 * share:.3f} % of pixels agree"
+            )
         os.replace(unchecked, output)
     finally:
         unchecked.unlink(missing_ok=True)
     print(f"{network.name}, step {network.step}, {len(facts['classes'])} classes, as {format}")
-    if format != "safetensors":
-        print(_told_of_sizes(config, size, facts["seen"]))
+    print(_told_of_sizes(config, size, facts["seen"]))
     print(found)
     print(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")
-
-
-def _compare_weights(path: pathlib.Path, variables: Any) -> str:
-    """What to tell of the file that was read again.
-
-    Raises:
-        ValueError: a weight is not what it was.
-    """
-    read, _ = bundle.load(path)
-    wanted, found = (traverse_util.flatten_dict(dict(v), sep="/") for v in (variables, read))
-    same = wanted.keys() == found.keys() and all(
-        np.array_equal(np.asarray(wanted[name]), found[name], equal_nan=True) for name in wanted
-    )
-    if not same:
-        raise ValueError(f"what was written to {path} reads back otherwise; is the disk full?")
-    return f"read again: {len(found)} arrays, all equal"
 
 
 def _batch(text: str) -> int | None:
@@ -340,7 +339,7 @@ def _batch(text: str) -> int | None:
 
 def _options(given: Given) -> dict[str, Any]:
     """The arguments of export_run that a user's flags stand for; None is a flag that was not given."""
-    unused = {"safetensors": ("size", "batch", "dtype", "platforms"), "onnx": ("platforms",)}
+    unused = {"bundle": ("size", "batch", "platforms"), "onnx": ("platforms",)}
     for name in unused.get(given.format, ()):
         if getattr(given, name) is not None:
             raise ValueError(f"--format={given.format} has no --{name}; leave it out")

@@ -4,7 +4,7 @@ The modules' names are those of the Flax networks, so weights/torch_files.py nee
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,15 +73,23 @@ def create(variant: str, num_classes: int, **options: Any) -> nn.Module:
     return network(num_classes, **{**defaults, **options})
 
 
-def load(network: nn.Module, arrays: Mapping[str, np.ndarray]) -> nn.Module:
+def load(
+    network: nn.Module, arrays: Mapping[str, np.ndarray], without: Collection[str] = ()
+) -> nn.Module:
     """Gives a network its weights, by the names of its state dict; counts of batches may be missing.
+
+    Args:
+        network: What create() returns.
+        arrays: By name.
+        without: Names that may be missing too: of heads for training alone.
 
     Raises:
         ValueError: a name that one side lacks.
     """
     state = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
     missing, unexpected = network.load_state_dict(state, strict=False)
-    wrong = unexpected + [name for name in missing if not name.endswith("num_batches_tracked")]
+    needed = [name for name in missing if not name.endswith("num_batches_tracked")]
+    wrong = unexpected + [name for name in needed if name not in without]
     if wrong:
         raise ValueError(f"the twin does not take these weights: {', '.join(wrong)}")
     return network

@@ -1,5 +1,6 @@
 """Where a run begins: its own checkpoint, another network's weights, a PyTorch file, or nothing."""
 
+import copy
 import pathlib
 from typing import Any
 
@@ -153,7 +154,7 @@ def with_preprocessing(
         known = networks.load(config.init_from.network, config.init_from.checkpoint).config.augment
     else:
         known = {"mean": imagenet.MEAN, "std": imagenet.STD}
-    config = ml_collections.ConfigDict(config).unlock()
+    config = copy.deepcopy(config).unlock()
     for key in ("mean", "std"):
         if config.augment[key] is None:
             config.augment[key] = known[key]
@@ -166,7 +167,7 @@ def first_stage(
     """The config of the run that comes before this one, in workdir/first; None if there is none, or it has ended."""
     if not config.init_from.first or (workdir / "first" / "evaluation.json").is_file():
         return None
-    first = ml_collections.ConfigDict(config).unlock()
+    first = copy.deepcopy(config).unlock()
     first.init_from.first = ()
     for key, value in config.init_from.first:
         parent, _, leaf = key.rpartition(".")

@@ -1,6 +1,7 @@
 """Training, from a config to a finished run, in the order in which it happens."""
 
 import contextlib
+import copy
 import functools
 import math
 import pathlib
@@ -70,7 +71,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[
                 result = train_and_evaluate(first, before)
                 if result["miou"] is None:
                     return result
-            config = ml_collections.ConfigDict(config).unlock()
+            config = copy.deepcopy(config).unlock()
             config.init_from.network = before
             config.lock()
         return _train_and_evaluate(config, workdir, cleanup)

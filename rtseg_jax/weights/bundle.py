@@ -1,57 +1,111 @@
 """A network in one .safetensors file: weights, and JSON values that say how to use them."""
 
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+import safetensors
+import safetensors.numpy
 from flax import traverse_util
 
-from rtseg_jax.base.extras import optional
+VERSION = 1
+DTYPES = ("float32", "float16")
 
 
-def save(path: pathlib.Path, variables: Any, config: Mapping[str, Any], **facts: Any) -> None:
-    """Writes weights as safetensors, each under its path (params/backbone/.../kernel), and the config beside them.
+def save(
+    path: pathlib.Path,
+    variables: Any,
+    config: Mapping[str, Any],
+    *,
+    dtype: str = "float32",
+    **values: Any,
+) -> None:
+    """Writes weights, each under its path (params/backbone/.../kernel), and JSON values beside them.
+
+    The file has its name once it was read again and found equal.
 
     Args:
         path: The file.
         variables: {"params", "batch_stats"} of arrays.
-        config: The config that the network was trained by, as plain dictionaries.
-        **facts: JSON values for the file's metadata; "classes", the names of the classes, is among them.
+        config: The config of the network, as plain dictionaries.
+        dtype: "float16" halves the file; what that cannot hold stays float32.
+        **values: JSON values; "classes", the names of the classes, is among them.
 
     Raises:
-        ValueError: the package safetensors is missing.
+        ValueError: another dtype, or the file reads back otherwise.
+        OSError: it cannot be written.
     """
-    arrays = traverse_util.flatten_dict(jax.tree.map(np.asarray, dict(variables)), sep="/")
-    metadata = {name: json.dumps(value) for name, value in facts.items()}
-    metadata["config"] = json.dumps(config)
-    path.write_bytes(optional("safetensors.numpy", "safetensors").save(arrays, metadata))
+    if dtype not in DTYPES:
+        raise ValueError(f"a bundle has no dtype '{dtype}'; choose {' or '.join(DTYPES)}")
+    plain = traverse_util.flatten_dict(jax.tree.map(np.asarray, dict(variables)), sep="/")
+    arrays = {name: _stored(value, dtype) for name, value in plain.items()}
+    values = {"version": VERSION, "config": config, **values}
+    metadata = {name: json.dumps(value) for name, value in values.items()}
+    unchecked = path.with_name(f"{path.name}.unchecked")
+    try:
+        unchecked.write_bytes(safetensors.numpy.save(arrays, metadata))
+        read = traverse_util.flatten_dict(load(unchecked)[0], sep="/")
+        if read.keys() != arrays.keys() or not all(
+            np.array_equal(read[name], value.astype(np.float32), equal_nan=True)
+            for name, value in arrays.items()
+        ):
+            raise ValueError(f"what was written to {path} reads back otherwise; is the disk full?")
+        os.replace(unchecked, path)
+    finally:
+        unchecked.unlink(missing_ok=True)
+
+
+def _stored(value: np.ndarray, dtype: str) -> np.ndarray:
+    """An array in a type that keeps it finite."""
+    value = np.ascontiguousarray(value, np.float32)
+    if dtype == "float32":
+        return value
+    with np.errstate(over="ignore"):
+        half = value.astype(np.float16)
+    return half if np.isfinite(half).all() else value
+
+
+def is_bundle(path: pathlib.Path) -> bool:
+    """Whether a .safetensors file was written by save(), as far as its metadata tell.
+
+    Raises:
+        ValueError: it is no .safetensors file, or cut off.
+    """
+    return "config" in _open(path)[1]
+
+
+def _open(path: pathlib.Path, names: Any = ()) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            names = file.keys() if names is None else names
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or cut off: {error}") from None
 
 
 def load(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads what save() wrote: the variables as numpy arrays, and the JSON values, "config" among them.
+    """Reads what save() wrote: the variables as float32 numpy arrays, and the JSON values, "config" among them.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it was not written by save(); or the package safetensors is missing.
+        ValueError: it was not written by save(), or by a newer one.
     """
-    safetensors = optional("safetensors", "safetensors")
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from None
-    if not {"config", "classes"} <= metadata.keys():
+    arrays, metadata = _open(path, None)
+    if missing := {"config", "classes"} - metadata.keys():
         raise ValueError(
-            f"{path} holds no config; this reads what --format=safetensors writes, and convert what others do"
+            f"{path} is no bundle, its metadata lack {' and '.join(sorted(missing))}; rtseg convert makes one of"
+            " a PyTorch checkpoint"
         )
     try:
-        facts = {name: json.loads(text) for name, text in metadata.items()}
+        values = {name: json.loads(text) for name, text in metadata.items()}
     except ValueError as error:
         raise ValueError(f"{path}: its metadata are no JSON ({error}); write it again") from None
-    return traverse_util.unflatten_dict(arrays, sep="/"), facts
+    if values.get("version", VERSION) > VERSION:
+        raise ValueError(
+            f"{path} is a bundle of version {values['version']}, and this reads up to {VERSION}; take a newer rtseg_jax"
+        )
+    arrays = {name: value.astype(np.float32) for name, value in arrays.items()}
+    return traverse_util.unflatten_dict(arrays, sep="/"), values

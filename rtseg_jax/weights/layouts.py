@@ -22,6 +22,7 @@ class Layout:
         ignored: Pattern of the keys without a counterpart here: an ImageNet classifier, an auxiliary head.
         inplace: Pattern of the keys of InPlaceABN's weights w, of which the norm's scale is |w| + 1e-5.
         hint: What to know when the state dict does not fit.
+        refused: Why its network is not here, if it is not.
     """
 
     name: str
@@ -31,12 +32,15 @@ class Layout:
     ignored: str = r"(?!)"
     inplace: str = r"(?!)"
     hint: str = ""
+    refused: str = ""
 
     def rename(self, key: str) -> str | None:
         """Our name of a key, or None if it is ignored. A key that the table lacks stays as it is."""
         if re.fullmatch(self.ignored, key):
             return None
         module, _, leaf = key.rpartition(".")
+        if key in self.modules:
+            return self.modules[key]
         if module not in self.modules:
             return key
         ours = self.modules[module]
@@ -44,6 +48,8 @@ class Layout:
 
     def convert(self, key: str, value: Any) -> Any:
         """What we store of a key's array or tensor."""
+        if key in self.modules:
+            return value.reshape(())  # a weight of its own, which has no module
         return abs(value) + 1e-5 if re.fullmatch(self.inplace, key) else value
 
 
@@ -119,6 +125,18 @@ def _erfnet() -> Iterator[tuple[str, str]]:
             yield f"{theirs}.{module}", f"{ours}.{name}"
     yield "encoder.output_conv", "classifier"
     yield "decoder.output_conv", "decoder.classifier"
+
+
+def _erfnet_trunk() -> Iterator[tuple[str, str]]:
+    for theirs, ours in _erfnet():
+        if ours.startswith("backbone."):
+            yield f"features.{theirs}", ours.removeprefix("backbone.")
+
+
+def _attention(theirs: str) -> Iterator[tuple[str, str]]:
+    for module in ("query", "key", "value"):
+        yield f"{theirs}.{module}_conv", f"attention.{module}"
+    yield f"{theirs}.gamma", "attention.alpha"
 
 
 _DAB_CONVOLUTIONS = {
@@ -460,6 +478,25 @@ LAYOUTS = (
         hint=_NO_EXPANSION,
     ),
     Layout(
+        "ERFNet's encoder as its authors trained it on ImageNet",
+        ("features.encoder.initial_block.conv.weight",),
+        dict(_erfnet_trunk()),
+        trunk=True,
+        ignored=r"(features\.encoder\.output_conv|classifier)\..*",
+    ),
+    Layout(
+        "EACNet on ERFNet as its authors released it",
+        ("encoder.initial_block.conv.weight", "eac.gamma"),
+        {**dict(_erfnet()), **dict(_attention("eac"))},
+        trunk=False,
+    ),
+    Layout(
+        "EACNet on DABNet as its authors released it",
+        ("init_conv.0.conv.weight", "eac_module.gamma"),
+        {**dict(_dabnet()), **dict(_attention("eac_module"))},
+        trunk=False,
+    ),
+    Layout(
         "ERFNet as its authors released it",
         ("encoder.initial_block.conv.weight",),
         dict(_erfnet()),
@@ -478,6 +515,14 @@ LAYOUTS = (
         dict(_fast_scnn()),
         trunk=False,
         ignored=r"auxlayer\..*",
+    ),
+    Layout(
+        "Fast-SCNN of mmsegmentation",
+        ("backbone.learning_to_downsample.conv.conv.weight", "decode_head.conv_seg.weight"),
+        {},
+        trunk=False,
+        refused="its pyramid ends in a 3x3 convolution and its separable convolutions lack a ReLU, so it is another"
+        " network than the one here; train fast_scnn, or convert Tramac's weights",
     ),
     Layout(
         "DDRNet as its authors released it",

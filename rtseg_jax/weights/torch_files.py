@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from rtseg_jax.base.extras import optional
 from rtseg_jax.weights import layouts
@@ -72,6 +74,13 @@ def _rule(path: tuple[str, ...], ndim: int) -> tuple[str, tuple[int, ...]]:
     if any(re.search(pattern, module) for pattern in TRANSPOSED):
         return name, (2, 3, 0, 1)
     return name, (3, 2, 0, 1)
+
+
+def named(variables: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """Of each leaf, an array or a shape: its PyTorch name, the order of the Flax axes there, and its shape there."""
+    for path, leaf in leaves(variables):
+        name, axes = _rule(path, len(leaf.shape))
+        yield name, axes, tuple(leaf.shape[axis] for axis in axes)
 
 
 def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -192,10 +201,8 @@ def _fetch(path: str) -> pathlib.Path:
 
 
 def _read_safetensors(file: pathlib.Path) -> dict[str, Any]:
-    safetensors = optional("safetensors", "safetensors")
-    numpy_files = optional("safetensors.numpy", "safetensors")
     try:
-        return numpy_files.load_file(file)
+        return safetensors.numpy.load_file(file)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{file} is no safetensors file: {error}") from None
 
@@ -205,10 +212,12 @@ def _read_torch(file: pathlib.Path) -> Mapping[str, Any]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{file} is refused: it is broken, or holds more than tensors, which could run code ({reason})"
-        ) from None
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+            raise ValueError(
+                f"{file} is refused: it holds Python objects, perhaps a whole module, and reading these could run"
+                " code; where you trust it, save its weights alone: torch.save(module.state_dict(), FILE)"
+            ) from None
+        raise ValueError(f"{file} is refused: it is broken, or no checkpoint of PyTorch") from None
     if not isinstance(state, Mapping):
         raise ValueError(f"{file} holds no state dict, but a {type(state).__name__}")
     return state
@@ -292,9 +301,9 @@ def save_torch(variables: Mapping[str, Any], path: str | os.PathLike[str]) -> No
     for name in [name for name in state if name.endswith(".running_var")]:
         state[name.removesuffix("running_var") + "num_batches_tracked"] = np.zeros((), np.int64)
     if path.suffix == ".safetensors":
-        optional("safetensors.numpy", "safetensors").save_file(state, path)
+        safetensors.numpy.save_file(state, path)
     elif path.suffix in (".pth", ".pt"):
         torch = optional("torch", "torch")
         torch.save({name: torch.from_numpy(array) for name, array in state.items()}, path)
     else:
-        raise ValueError(f"cannot write {path}; choose .pth, .pt, .safetensors or .msgpack")
+        raise ValueError(f"cannot write {path}; choose .pth, .pt or .safetensors")

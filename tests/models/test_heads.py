@@ -12,19 +12,26 @@ from rtseg_jax.weights import torch_files
 
 torch = pytest.importorskip("torch")
 
-HEADS = {"ddrnet23_slim": {"logits", "aux"}, "pidnet_s": {"logits", "aux", "boundary"}}
+# Options without dropout, and what a network gives under train besides its logits.
+HEADS = {
+    "ddrnet23_slim": ({}, {"aux"}),
+    "pidnet_s": ({}, {"aux", "boundary"}),
+    "bisenetv2": ({"dropout": 0.0}, {"aux2", "aux3", "aux4", "aux5"}),
+    "stdc1": ({}, {"aux8", "aux16", "detail"}),
+}
 
 
 @pytest.mark.parametrize("variant", HEADS)
 def test_training_heads(variant):
     """On an image that is odd at every scale; the loss is a sum of all outputs, each score with a weight of its own."""
-    model, variables, twin = twins(variant)
+    options, heads = HEADS[variant]
+    model, variables, twin = twins(variant, **options)
     rng = np.random.default_rng(0)
     image = rng.normal(size=(3, 145, 161, 3)).astype(np.float32)
     apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
     shapes, _ = jax.eval_shape(apply, variables, image)
     weights = {name: rng.normal(size=x.shape).astype(np.float32) for name, x in shapes.items()}
-    assert set(weights) == HEADS[variant]
+    assert set(weights) == {"logits"} | heads
 
     @jax.jit
     def step(params):

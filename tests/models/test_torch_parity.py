@@ -25,7 +25,6 @@ CLASSES = 19
 SIZES = ((64, 128), (145, 161))
 
 # Networks whose twin has the training heads too, and the options without dropout.
-HEADED = {"bisenetv2": {"dropout": 0.0}, "stdc1": {}}
 
 
 def shapes(model):

@@ -266,7 +266,7 @@ def test_whatever_fits_is_taken_with_its_normalisation(tmp_path, capsys):
     capsys.readouterr()
     loop.train_and_evaluate(config, str(tmp_path / "second"))
     said = capsys.readouterr().out
-    assert "drawn anew: attention/key, attention/query, classifier\n" in said, said
+    assert "drawn anew: attention/key, attention/query, attention/value, classifier\n" in said, said
     used = json.loads((tmp_path / "second" / "config.json").read_text())["augment"]
     assert used["mean"] == [1.0, 2.0, 3.0] and "note:" not in said
     (_, one), (_, two) = (final_state(tmp_path / name) for name in ("first", "second"))

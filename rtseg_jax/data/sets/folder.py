@@ -46,7 +46,7 @@ def read_classes(path: str | os.PathLike[str], name: str = "folder") -> spec.Cla
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise spec.DataError(f"{path}: class {twice[0]!r} is there twice; give every class a name")
     return spec.ClassTable(
-        name, tuple(names), tuple(color or _voc_color(i) for i, (_, color) in enumerate(rows, 1))
+        name, tuple(names), tuple(color or voc_color(i) for i, (_, color) in enumerate(rows, 1))
     )
 
 
@@ -104,7 +104,7 @@ def _color(place: str, values: object) -> spec.Color:
     return color
 
 
-def _voc_color(index: int) -> spec.Color:
+def voc_color(index: int) -> spec.Color:
     """PASCAL VOC's colour map: the bits of the index, dealt to R, G and B from their highest bits on."""
     return tuple(
         sum((index >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3)

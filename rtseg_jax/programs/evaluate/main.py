@@ -3,11 +3,13 @@
 rtseg evaluate --workdir=RUN --split=test
 rtseg evaluate --workdir=RUN --scales=0.5,1.0,1.5 --flip
 rtseg evaluate --workdir=RUN --split=test --submission=DIR
+rtseg evaluate --network=dabnet.safetensors --config=dabnet:cityscapes --config.input.root=DIR
 
 With several scales, or the mirrored frame beside the frame itself, a pixel's class is that of the highest mean of the
 softmax probabilities, each upsampled to the frame's size as logits.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +34,7 @@ from rtseg_jax.inference.evaluator import (
     write_overlays,
     write_report,
 )
-from rtseg_jax.inference.network import OWN, Pair, check_classes, classifier, load_run
+from rtseg_jax.inference.network import OWN, Pair, check_classes, classifier, load
 from rtseg_jax.programs.evaluate import submission
 from rtseg_jax.programs.shared.command_line import (
     Flags,
@@ -44,7 +46,7 @@ from rtseg_jax.programs.shared.process import prepare_process
 
 
 def evaluate_run(
-    workdir: pathlib.Path,
+    place: pathlib.Path | str,
     *,
     split: str,
     which: str,
@@ -58,13 +60,14 @@ def evaluate_run(
     submit: pathlib.Path | None = None,
     official: bool = False,
     max_bad: int | None = None,
+    of: ConfigDict | None = None,
 ) -> metrics.Scores:
-    """Evaluates a checkpoint of a run and writes evaluation.json and overlays.
+    """Evaluates a network and writes evaluation.json and overlays.
 
     Args:
-        workdir: The run's folder.
-        split: Name of the split, such as "val", of the data set that the network was trained on.
-        which: Checkpoint, as of load_run().
+        place: The network; see inference.network.load.
+        split: Name of the split, such as "val", of the data set.
+        which: Which weights of a run, as of load().
         output: Folder for evaluation.json and overlays/.
         batch_size: Frames per call.
         overlays: How many pictures.
@@ -78,43 +81,50 @@ def evaluate_run(
         official: Evaluates them with cityscapesscripts too; they are in output/submission unless `submit` says.
         max_bad: So many images that cannot be read are left out, and named in evaluation.json; None as the config says,
             and none for a submission.
+        of: A config whose data it is evaluated on; None for those that it was trained with.
 
     Raises:
-        ValueError: data of other classes than the run's; a file where a folder is to be; or a submission of another
+        ValueError: data of other classes than the network's, or none; a file where a folder is to be; or a submission of another
             data set, or that does not pass the server's rules.
     """
     check_folder(output, "output")
-    config, model, variables, at = load_run(workdir, which)
+    network = load(place, which)
+    config = network.config
+    source = config if of is None else of
+    if "train_split" not in source.input:
+        raise ValueError(
+            f"{place} brings no data; give their config, as --config=eacnet:camvid --config.input.root=DIR"
+        )
     if root is not None:
-        config.input.root = root
+        source.input.root = root
     if official and submit is None:
         submit = output / "submission"
-    arguments = settings.dataset_arguments(config, split)
+    arguments = settings.dataset_arguments(source, split)
     seen = config.eval.size if size is None else size
     if submit is not None:
-        _check_submission(config, arguments, submit)
+        _check_submission(source, arguments, submit)
         seen = seen or arguments["size"]
         arguments.update(size=None, patches=None, num_examples=None)
     seen = None if seen == OWN else seen
     dataset = data.load(**arguments)
-    check_classes(workdir, config, dataset)
+    check_classes(network.table, dataset)
     if official:
-        submission.check_truths(absolute(config.input.root), split, dataset.names)
+        submission.check_truths(absolute(source.input.root), split, dataset.names)
     classify = classifier(
-        model,
-        variables,
+        network.model,
+        network.variables,
         seen=lambda frame: seen,
         scales=scales,
         flip=flip,
         **settings.shown(config),
     )
-    multiple = config.eval.get("multiple", 0)
+    multiple = source.eval.get("multiple", 0)
     readable, wrong = pipeline.leaving_out(dataset, one_size=not multiple and batch_size > 1)
     batches = pipeline.eval_batches(readable, batch_size, multiple=multiple)
     if submit is not None:
         max_bad = 0
     elif max_bad is None:
-        max_bad = config.input.get("max_bad", 0)
+        max_bad = source.input.get("max_bad", 0)
     visit = None
     if submit is not None:
         submit.mkdir(parents=True, exist_ok=True)
@@ -123,34 +133,36 @@ def evaluate_run(
             submission.write(submit, dataset.names[index], classes)
 
     confusion, maps = evaluate(
-        counting(classify, dataset.table.num_classes),
+        counting(classify, network.table.num_classes),
         batches,
-        dataset.table.num_classes,
+        network.table.num_classes,
         spread(len(dataset), overlays),
         visit,
     )
+    confusion = confusion[: dataset.table.num_classes]
     names = left_out(dataset, wrong, max_bad)
     output.mkdir(parents=True, exist_ok=True)
     facts = {
-        "model": config.model.name,
-        "step": at,
-        "workdir": str(workdir),
+        "model": network.name,
+        "step": network.step,
+        "workdir": str(place),
         "size": seen or dataset.size,
         "scales": scales,
         "flip": flip,
         "left_out": names,
     }
     print(
-        f"{config.model.name}, step {at}, {dataset.table.name} {split}, {len(dataset) - len(names)} images"
+        f"{network.name}, step {network.step}, {dataset.table.name} {split}, {len(dataset) - len(names)} images"
     )
     for i in wrong:
         print(f"left out: {wrong[i]}")
     if submit is not None:
         _pack_submission(submit, dataset.names)
     if official:
-        facts["official"] = _official(submit, absolute(config.input.root), dataset)
+        facts["official"] = _official(submit, absolute(source.input.root), dataset)
     result = write_report(output / "evaluation.json", confusion, dataset, **facts)
     maps = {i: classes for i, classes in maps.items() if i not in wrong}
+    dataset = dataclasses.replace(dataset, table=network.table)
     write_overlays(output / "overlays", dataset, maps)
     if confusion.any():
         print(table(result, dataset.table.class_names))
@@ -205,7 +217,10 @@ def define(flags: Flags) -> None:
     """Defines the flags."""
     flags.network()
     flags.string("split", "Split of the run's data set.", "val")
-    flags.path("output", "Folder for the report; workdir/evaluation_SPLIT if not given.")
+    flags.config()
+    flags.path(
+        "output", "Folder for the report; evaluation_SPLIT, in a run's folder, if not given."
+    )
     flags.string("root", "The data set's folder, if it has moved.")
     flags.count("batch_size", "Frames per call.", 1, low=1)
     flags.count("overlays", "How many pictures.", 8, low=0)
@@ -222,11 +237,14 @@ def define(flags: Flags) -> None:
 def main(given: Given, _: list[str]) -> None:
     """Scores a run."""
     prepare_process()
+    folder = absolute(given.network)
     evaluate_run(
         given.network,
+        of=given.config,
         split=given.split,
         which=given.checkpoint,
-        output=given.output or given.network / f"evaluation_{given.split}",
+        output=given.output
+        or (folder if folder.is_dir() else absolute(".")) / f"evaluation_{given.split}",
         batch_size=given.batch_size,
         overlays=given.overlays,
         root=given.root,

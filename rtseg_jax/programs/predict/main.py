@@ -310,9 +310,9 @@ def predict(
 
 def define(flags: Flags) -> None:
     """Defines the flags."""
-    flags.network()
+    flags.network(needed=False)
     flags.strings("input", "Image, folder, pattern, video or number of a camera; may be repeated.")
-    flags.path("output", "Folder of the results.", required=True)
+    flags.path("output", "Folder of the results.", "predicted")
     flags.size("that the network sees, or 'own'; as evaluated if not given.")
     flags.count(
         "max_pixels", "Larger frames are shrunk for the network.", networks.MAX_PIXELS, low=1024
@@ -330,7 +330,16 @@ def main(given: Given, inputs: list[str]) -> int:
     if not kinds or not set(kinds) <= set(KINDS):
         raise ValueError(f"--write={','.join(kinds)}: choose of {', '.join(KINDS)}")
     view = {name: getattr(given, name) for name in ("size", "multiple", "max_pixels", "dtype")}
-    network = networks.load(given.network, given.checkpoint).seeing(**view)
+    check_folder(given.output, "output")
+    place = given.network
+    if place is None:
+        place = next(iter(networks.shipped()), None)
+        if place is None:
+            raise ValueError("give --network=...: no network is shipped with this package")
+        print(
+            f"--network={place}, which is shipped; its classes: {', '.join(networks.load(place).class_names)}"
+        )
+    network = networks.load(place, given.checkpoint).seeing(**view)
     print(f"{network.name}, step {network.step}: sees {network.sees}, computes in {network.dtype}")
     problems = predict(
         network,

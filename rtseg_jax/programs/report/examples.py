@@ -74,7 +74,7 @@ def _examiner(run: runs.Run, root: str | None) -> tuple[Dataset, Callable[[Datas
     if root is not None:
         config.input.root = root
     dataset = data.load(**settings.dataset_arguments(config, given["split"]))
-    networks.check_classes(run.workdir, config, dataset)
+    networks.check_classes(run.table, dataset)
     size = given.get("size", config.eval.size)
     classify = networks.classifier(
         model,

@@ -78,9 +78,15 @@ class Flags:
         self.string(name, text, default, required=required)
         self._read[name] = lambda given: None if given is None else absolute(given)
 
-    def network(self) -> None:
-        """--network, a path, which --workdir is another name for; and --checkpoint, a word."""
-        self.path("network", "A trained network: the folder of a run, or a bundle (.safetensors).")
+    def network(self, *, needed: bool = True) -> None:
+        """--network, a place for inference.network.load, which --workdir is another name for; and --checkpoint, a word.
+
+        Args:
+            needed: Whether one of the two must be given; else "network" may be None.
+        """
+        self._needs_network = needed
+        text = "A trained network: a run's folder, a bundle, a public checkpoint, or a shipped one's name."
+        self.string("network", text if needed else f"{text} The first shipped one if not given.")
         self.path("workdir", "Another name for --network.")
         self.string("checkpoint", "Which weights of a run: best, latest or a step.", "best")
 
@@ -125,9 +131,12 @@ class Flags:
         for name, read in self._read.items():
             values[name] = read(values[name])
         if "network" in values:
-            if (values["network"] is None) == (values["workdir"] is None):
+            network, workdir = values["network"], values.pop("workdir")
+            if network is not None and workdir is not None:
+                raise ValueError("--network and --workdir are two names for one thing; give one")
+            if network is None and workdir is None and self._needs_network:
                 raise ValueError(f"give --network=...: {self._flags['network'].help}")
-            values["network"] = values["network"] or values.pop("workdir")
+            values["network"] = workdir if network is None else network
         if self._without:
             values["config"].update_from_flattened_dict(dict.fromkeys(self._without))
         if "config" in values:
