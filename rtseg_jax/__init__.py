@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(place: Any, checkpoint: str = "best") -> "Network":
-    """Reads a trained network, of a run's folder or a bundle; see inference.network.load."""
+def load(place: Any, checkpoint: str = "best", **given: Any) -> "Network":
+    """Reads a trained network: a run's, a bundle, a shipped or a public one; see inference.network.load."""
     from rtseg_jax.inference import network
 
-    return network.load(place, checkpoint)
+    return network.load(place, checkpoint, **given)
 
 
 def create(variant: str, *, num_classes: int, **options: Any) -> "nn.Module":
