@@ -421,6 +421,8 @@ def _of_bundle(path: pathlib.Path) -> Network:
     config = settings.from_json(json.dumps(stored["config"]))
     names = tuple(stored["classes"])
     palette = stored.get("palette") or data.class_table(config.input.dataset).palette[: len(names)]
+    if len(palette) != len(names):
+        raise ValueError(f"{path} has {len(names)} classes and {len(palette)} colours")
     table = ClassTable(stored.get("data", ""), names, tuple(map(tuple, palette)))
     options = settings.model_options(config)
     model = models.create(config.model.name, num_classes=len(names), **options)

@@ -226,7 +226,7 @@ class AFFNet(nn.Module):
     ) -> dict[str, Float[Array, "b h8 w8 k"]]:
         """Returns {"logits": float32 scores at output stride 8}."""
         features = FastSCNNBackbone(
-            self.downsample, self.groups, self.deep, self.dtype, name="backbone"
+            self.downsample, self.groups, self.deep, dtype=self.dtype, name="backbone"
         )(image, train=train)
         attention = (self.attention_residual, self.cbam_reduction, self.dtype)
         if self.fusion == "fpn_pan":

@@ -61,7 +61,7 @@ def save(
 
 def _stored(value: np.ndarray, dtype: str) -> np.ndarray:
     """An array in a type that keeps it finite."""
-    value = np.ascontiguousarray(value, np.float32)
+    value = np.asarray(value, np.float32, order="C")  # which 0-d arrays stay
     if dtype == "float32":
         return value
     with np.errstate(over="ignore"):
