@@ -220,7 +220,7 @@ def our_names(state: Mapping[str, Any]) -> tuple[dict[str, Any], layouts.Layout 
 
 
 def load_torch(path: str | os.PathLike[str], template: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads a whole network: the state dict of a twin, or ERFNet, DABNet or Fast-SCNN as the public has them.
+    """Reads a whole network: the state dict of a twin, or a network as the public has it (layouts.py).
 
     Auxiliary heads of Fast-SCNN are left out; every other key must have its place, and every place its key.
 
