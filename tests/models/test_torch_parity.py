@@ -47,6 +47,8 @@ def fill(template, seed):
                 value *= 0.5  # keeps the attention between uniform and one-hot
         elif name in ("scale", "var"):
             value = rng.uniform(0.5, 1.5, shape)
+            if name == "scale" and any(key.key.startswith("pag") for key in path):
+                value *= 0.2  # keeps the sigmoid of a sum of products off 0 and 1
         elif name == "slope":
             value = rng.uniform(0.1, 0.4, shape)
         elif name in ("alpha", "gamma", "rho"):

@@ -98,6 +98,26 @@ def test_depthwise_conv_with_several_outputs_for_each_channel(platform):
     assert jax.tree.map(jnp.shape, shapes) == {"params": {"kernel": (3, 3, 1, 12)}}
 
 
+@pytest.mark.parametrize(("groups", "strides"), [(2, (1, 1)), (4, (2, 2)), (8, (1, 1))])
+def test_groups(groups, strides, platform):
+    x, kernel = normal(2, 9, 12, 8), normal(3, 3, 8 // groups, 16)
+    options = {"strides": strides, "padding": (1, 1), "groups": groups}
+    size = conv.conv2d(jnp.asarray(x), jnp.asarray(kernel), **options).shape
+    g = normal(*size, seed=1)
+    ours = jax_and_gradients(lambda x, k: conv.conv2d(x, k, **options), x, kernel, g)
+    theirs = torch_and_gradients(
+        lambda x, w: F.conv2d(x, w, stride=strides, padding=1, groups=groups),
+        *(x, kernel, g),
+        layout=(3, 2, 0, 1),
+    )
+    assert_close(ours, theirs)
+
+
+def test_groups_divide_the_channels():
+    with pytest.raises(ValueError, match="3 groups must divide both 8 inputs and 6 outputs"):
+        conv.Conv(6, groups=3).init(jax.random.key(0), jnp.zeros((1, 4, 4, 8)))
+
+
 @pytest.mark.parametrize("size", [(9, 12), (12, 9)])
 def test_stem_of_an_image_matches_torch(size, platform):
     x, kernel = normal(2, *size, 3), normal(3, 3, 3, 5)
