@@ -30,7 +30,9 @@ def filled(tree, seed=0):
         if name in ("scale", "var"):
             return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), jnp.float32)
         spread = (2 / max(1, np.prod(leaf.shape[:-1]))) ** 0.5 if name == "kernel" else 0.1
-        return jnp.asarray(rng.normal(0, spread, leaf.shape), jnp.float32)
+        value = jnp.asarray(rng.normal(0, spread, leaf.shape), jnp.float32)
+        # Of two slopes below 0 the sum is nowhere below it, and a slope behind that has no gradient.
+        return jnp.abs(value) if name == "slope" else value
 
     return jax.tree_util.tree_map_with_path(fill, tree)
 
