@@ -1,7 +1,7 @@
-"""A local page that shows what a run's network makes of an image, or of what a camera sees; also a program.
+"""A local page that shows what networks make of an image, or of what a camera sees; also a program.
 
-rtseg demo --workdir=RUN
-rtseg demo --workdir=RUN --workdir=RUN --port=8000 --open
+rtseg demo
+rtseg demo --network=RUN --network=erfnet.safetensors --port=8000 --open
 
 The page takes an image that is dropped, pasted or chosen, and the browser's camera. It lays the classes over it and
 tells their shares of the pixels, what the network saw, and how long that took: the network alone, from the frame on
@@ -74,19 +74,21 @@ class Kept:
 
 
 def kept(workdirs: Sequence[pathlib.Path]) -> list[Kept]:
-    """The checkpoints of runs, in the order of the runs; of each, the best one first, then from the latest on.
+    """The checkpoints of runs and other networks, in their order; of a run, the best one first, then from the latest on.
 
     Raises:
         FileNotFoundError: no run, or no checkpoint in it.
-        ValueError: no folder given, or one twice.
+        ValueError: nothing given, or one twice; or what is no network.
     """
     if not workdirs or len(set(workdirs)) < len(workdirs):
-        raise ValueError(
-            "give --workdir=RUN, the folder of a run, or those of several different ones"
-        )
+        raise ValueError("give --network=PLACE, a network, or several different ones")
     common = os.path.commonpath([path.parent for path in workdirs])
     found = []
     for workdir in workdirs:
+        if not workdir.is_dir():
+            network = networks.load(workdir)
+            found.append(Kept(workdir, network.step, f"{workdir.name} · {network.name}"))
+            continue
         config = settings.read(workdir)
         folder = workdir / checkpoint.FOLDER
         if not folder.is_dir():
@@ -197,9 +199,9 @@ def examples(workdirs: Sequence[pathlib.Path], folder: pathlib.Path) -> tuple[li
         The files, and what they are; none and "" where no set can be read.
     """
     for workdir in workdirs:
-        config = settings.read(workdir)
-        split = config.input.eval_split
         try:
+            config = settings.read(workdir)
+            split = config.input.eval_split
             dataset = data.load(**settings.dataset_arguments(config, split) | {"cache": ""})
             paths = []
             for index in sorted(evaluator.spread(len(dataset), EXAMPLES)):
@@ -324,7 +326,7 @@ def page(
 
     Args:
         gradio: The module.
-        workdirs: The runs' folders.
+        workdirs: Where the networks are, as of networks.load().
         predict_frame: What predictor() returns.
         folder: For what can be downloaded, and the examples.
 
@@ -484,7 +486,7 @@ def serve(
     """Serves the page until KeyboardInterrupt.
 
     Args:
-        workdirs: The runs' folders.
+        workdirs: Where the networks are, as of networks.load().
         host: That it listens on.
         port: That it listens on; None for the first free one of PORTS.
         browser: Whether one is opened.
@@ -537,7 +539,9 @@ def serve(
 
 def define(flags: Flags) -> None:
     """Defines the flags."""
-    flags.strings("workdir", "Folder of a run; may be repeated.")
+    text = "A run's folder, a bundle, a public checkpoint; may be repeated. Those that are shipped if not given."
+    flags.strings("network", text)
+    flags.strings("workdir", "Another name for --network.")
     flags.string("host", "Address that the page is served on.", "127.0.0.1")
     text = f"Port of the page, 0 for any; from {PORTS[0]} the first free one if not given."
     flags.count("port", text, None, low=0, high=65535)
@@ -551,15 +555,14 @@ def define(flags: Flags) -> None:
 
 def main(given: Given, _: list[str]) -> None:
     """Serves the page until Ctrl-C."""
-    if not given.workdir:
-        raise ValueError("give --workdir=...: Folder of a run; may be repeated.")
+    places = [*given.network, *given.workdir] or list(networks.shipped())
     prepare_process(many_threads=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has SIGHUP
             signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         serve(
-            [absolute(workdir) for workdir in given.workdir],
+            [absolute(place) for place in places],
             host=given.host,
             port=given.port,
             browser=given.open,

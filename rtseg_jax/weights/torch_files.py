@@ -24,6 +24,7 @@ import safetensors.numpy
 from rtseg_jax.base.extras import optional
 from rtseg_jax.weights import layouts
 
+DIFFERENCES = 12  # so many are named of a state dict that does not fit
 TORCH_FILES = (".pth", ".pt", ".tar")
 # HRNet's trainer, on which others build, keeps the network as "model" in one module with its losses, which have weights.
 LOSSES = re.compile(r"(sem_|bd_)?loss\.")
@@ -118,7 +119,7 @@ def from_torch(
         A tree of numpy arrays like `template`.
 
     Raises:
-        ValueError: names that only one side has, or shapes that differ; the message lists all.
+        ValueError: names that only one side has, or shapes that differ; the message lists the first.
     """
     given = {k: v for k, v in state.items() if k.rpartition(".")[2] != "num_batches_tracked"}
     wanted = {}
@@ -132,7 +133,8 @@ def from_torch(
         if name in given and (found := tuple(np.shape(given[name]))) != shape:
             lines.append(f"shapes differ: {name} is {found} in the file, {shape} in the network")
     if lines:
-        lines += [hint] if hint else []
+        more = [f"and {len(lines) - DIFFERENCES} more"] if len(lines) > DIFFERENCES else []
+        lines = lines[:DIFFERENCES] + more + ([hint] if hint else [])
         raise ValueError("\n  ".join(["the state dict does not fit the network:", *lines]))
 
     variables: dict[str, Any] = {collection: {} for collection in template}
@@ -246,7 +248,7 @@ def load_torch(path: str | os.PathLike[str], template: Mapping[str, Any]) -> dic
         {"params": ..., "batch_stats": ...} of numpy arrays.
 
     Raises:
-        ValueError: see read_state; or names or shapes that differ, all of them in the message; or the file holds a
+        ValueError: see read_state; or names or shapes that differ, the first of them in the message; or the file holds a
             trunk alone.
         FileNotFoundError: no such file.
     """
@@ -272,7 +274,7 @@ def load_torch_backbone(
         {"params": {"backbone": ...}, "batch_stats": {"backbone": ...}} of numpy arrays.
 
     Raises:
-        ValueError: see read_state; or names or shapes that differ, all of them in the message.
+        ValueError: see read_state; or names or shapes that differ, the first of them in the message.
         FileNotFoundError: no such file.
     """
     state, layout = our_names(read_state(path))

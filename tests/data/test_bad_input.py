@@ -1,5 +1,6 @@
 """Every fault that a user's files can have, planted: one line that names the file and says what to do."""
 
+import dataclasses
 import io
 import re
 import struct
@@ -11,6 +12,7 @@ from PIL import Image
 
 from rtseg_jax.data import files, pipeline, spec
 from rtseg_jax.data.sets import camvid, cityscapes
+from rtseg_jax.inference import evaluator
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 LABEL = np.arange(48, dtype=np.uint8).reshape(6, 8) % 11
@@ -86,9 +88,16 @@ SIXTEEN = np.arange(48, dtype=np.uint16).reshape(6, 8)
 WRONG = LABEL.copy()
 WRONG[0, :3] = (40, 41, 99)
 LABELS = {
-    "colours": (png(IMAGE), "a label of mode RGB holds colours; expects an index or grey PNG"),
+    "colours": (
+        png(IMAGE),
+        "a label of mode RGB holds colours; expects an index or grey PNG of class ids (for data of your",
+    ),
     "colours and alpha": (png(np.dstack([IMAGE, LABEL])), "a label of mode RGBA holds colours"),
-    "grey and alpha": (png(np.dstack([LABEL, LABEL])), "a label of mode LA holds colours"),
+    "grey and alpha": (png(np.dstack([LABEL, LABEL])), "a label of mode LA whose channels are eq"),
+    "grey as colours": (
+        png(np.dstack([LABEL, LABEL, LABEL])),
+        "a label of mode RGB whose channels are equal; expects one of them: save Image.open(path).get",
+    ),
     "16 bit": (png(SIXTEEN), "a 16-bit grey label; expects an 8-bit PNG of class ids"),
     "4 bit": (grey_png(LABEL, 4), "a 4-bit grey label; expects an 8-bit PNG of class ids"),
     "1 bit": (png(LABEL > 4), "a 1-bit grey label; expects an 8-bit PNG of class ids"),
@@ -321,3 +330,83 @@ def test_a_bad_file_stops_every_input_with_its_own_line(trees):
         with pytest.raises(spec.DataError) as raised:
             run()
         one_line(raised, expected)
+
+
+def test_what_differs_in_its_ending_alone_is_no_pair(trees):
+    load, image, _ = trees["camvid"]
+    image.with_suffix(".PNG").write_bytes(png(IMAGE))
+    with pytest.raises(
+        spec.DataError, match=r"a.PNG and a.png differ in their endings alone; remo"
+    ):
+        load("train")
+
+
+def test_labels_that_are_no_pngs_are_named(trees):
+    load, _, label = trees["camvid"]
+    label.rename(label.with_suffix(".jpg"))
+    with pytest.raises(FileNotFoundError) as raised:
+        load("train")
+    one_line(
+        raised, f"{label.with_suffix('.jpg')}: a label cannot be a .jpg file, whose compression"
+    )
+
+
+def split_of(labels, names=("a", "b"), **options):
+    """A data set whose labels hold these values."""
+    table = spec.ClassTable("mine", names, ((1, 2, 3), (4, 5, 6))[: len(names)])
+
+    def load(i):
+        if labels[i] is None:
+            raise spec.DataError("unreadable")
+        label = np.resize(np.array(labels[i], np.uint8), (4, 6))
+        return np.zeros((4, 6, 3), np.uint8), label
+
+    named = tuple(f"{i}" for i in range(len(labels)))
+    return spec.Dataset(table, "train", named, None, load, **options)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            [[0, 255]] * 3,
+            "mine train: all labels hold nothing but the class 'a' and ignored pixels;",
+        ),
+        ([[255]] * 3, "mine train: all labels hold nothing but ignored pixels; there is nothing"),
+        ([[1], None], "mine train: all labels hold nothing but the class 'b'; there is nothing to"),
+    ],
+)
+def test_labels_that_teach_nothing(labels, message):
+    with pytest.raises(spec.DataError) as raised:
+        pipeline.check_labels(split_of(labels, advice="look"))
+    one_line(raised, message)
+    assert str(raised.value).endswith("look")
+
+
+def test_labels_are_looked_at_until_two_classes_were_seen():
+    rare = split_of([[0]] * 40 + [[1]])
+    pipeline.check_labels(rare)
+    pipeline.check_labels(split_of([None]))  # said when its turn comes
+    seen = []
+    dataset = split_of([[0, 1]] * 100)
+    load = lambda i: seen.append(i) or dataset.load(i)  # noqa: E731
+    pipeline.check_labels(dataclasses.replace(dataset, load=load), num_workers=2)
+    assert len(seen) < 10
+    with pytest.raises(
+        spec.DataError, match="the list of classes has 'a' alone, and a network tel"
+    ):
+        pipeline.check_labels(split_of([[0, 255]], names=("a",)))
+
+
+def test_an_evaluation_leaves_out_what_cannot_be_read():
+    labels = [[0, 1], None, [1], [0]]
+    dataset, wrong = pipeline.leaving_out(split_of(labels), one_size=True)
+    (images, found, mask, indices), _ = pipeline.eval_batches(dataset, 2)
+    assert wrong == {1: "unreadable"} and mask.all() and indices.tolist() == [0, 1]
+    assert (found[1] == 255).all() and not images[1].any()
+    assert evaluator.left_out(dataset, wrong, 1) == ["1"]
+    with pytest.raises(spec.DataError, match="^unreadable; input.max_bad=0 leaves so many out"):
+        evaluator.left_out(dataset, wrong, 0)
+    labels[1] = [0]  # it was mended meanwhile
+    list(pipeline.eval_batches(dataset, 2))
+    assert not wrong

@@ -1,6 +1,7 @@
 """A user's own data: the classes file, both layouts, raw values mapped, and one clear line for each mistake."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -289,3 +290,63 @@ def test_an_empty_split(root):
         (root / kind / "val" / "v.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"/images/val: the split is empty; expects"):
         folder.load(root, "val")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "names"),
+    [
+        ("classes.txt", b"name,r,g,b\nc0,90,90,90\n c1 , 200,60,40\n", ("c0", "c1")),
+        ("classes.csv", b"Name;R;G;B\r\nc0;90;90;90\r\nc1;200;60;40\r\n", ("c0", "c1")),
+        ("classes.txt", b"name r g b\nsky blue 90 90 90\nc1 200 60 40\n", ("sky blue", "c1")),
+        ("classes.txt", "\ufeffäcker\nc1\n".encode(), ("äcker", "c1")),
+        ("classes.txt", "äcker\r\nc1".encode("utf-16"), ("äcker", "c1")),
+    ],
+)
+def test_lists_as_spreadsheets_and_editors_write_them(tmp_path, name, content, names):
+    (tmp_path / name).write_bytes(content)
+    table = folder.class_table(tmp_path)
+    assert table.class_names == names
+    if b"90" in content:
+        assert table.palette == ((90, 90, 90), (200, 60, 40))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\nb\xe4cker\n", "classes.txt, line 2: not UTF-8; save the file as UTF-8"),
+        (b"a,1,2,3\nb,1,2\n", "classes.txt, line 2: expects `name` or `name R G B`, got 'b,1,2'"),
+        (b"wall, brick\n", "classes.txt, line 1: expects `name` or `name R G B`, got 'wall, bri"),
+    ],
+)
+def test_lines_that_are_not_understood(tmp_path, content, message):
+    (tmp_path / "classes.txt").write_bytes(content)
+    with pytest.raises(spec.DataError, match=message):
+        folder.class_table(tmp_path)
+
+
+def test_what_is_hidden_is_no_data(root):
+    names = data.load("folder", root=root, split="train").names
+    for kind in ("images", "labels"):
+        for hidden in (".ipynb_checkpoints", "__MACOSX"):
+            for path in sorted((root / kind / "train").rglob("*.*")):
+                if hidden not in path.parts and path.is_file() and not path.name.startswith("."):
+                    copy = root / kind / "train" / hidden / "deep" / f"copy_{path.name}"
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(path, copy)
+    assert data.load("folder", root=root, split="train").names == names
+
+
+def test_an_image_has_one_label(root):
+    images, labels = (
+        sorted(p.relative_to(root).as_posix() for p in (root / k / "train").rglob("*.png"))
+        for k in ("images", "labels")
+    )
+    a, b = (line.replace("/", "\\") for line in images[:2])  # as Windows writes them
+    (root / "twice.txt").write_text(f"image,label\n{a},{labels[0]}\n{a},{labels[0]}\n")
+    assert len(data.load("folder", root=root, split="twice")) == 2
+    (root / "twice.txt").write_text(f"{a}\t{labels[0]}\n{a}\t{labels[1]}\n")
+    with pytest.raises(spec.DataError, match="line 2: .* has two labels, .* and .*; remove one l"):
+        data.load("folder", root=root, split="twice")
+    (root / "twice.txt").write_text(f"{a}\t{labels[0]}\n{b}\t{labels[0]}\n")
+    with pytest.raises(spec.DataError, match="line 2: .* has two images, .* and .*; remove one l"):
+        data.load("folder", root=root, split="twice")

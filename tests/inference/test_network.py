@@ -82,15 +82,11 @@ def test_an_overlay_is_of_one_image(network, photo):
 
 
 def test_a_place_that_holds_no_network(tmp_path, network):
-    with pytest.raises(FileNotFoundError, match="no file .*net.safetensors"):
+    with pytest.raises(FileNotFoundError, match="net.safetensors: no such folder or file"):
         rtseg_jax.load(tmp_path / "net.safetensors")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no config.json"):
-        rtseg_jax.load(tmp_path / "nowhere")
-    network.save(tmp_path / "net.safetensors")
-    whole = (tmp_path / "net.safetensors").read_bytes()
-    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="cut.safetensors is no safetensors file: "):
-        rtseg_jax.load(tmp_path / "cut.safetensors")
+        rtseg_jax.load(tmp_path / "empty")
     bundle.save(tmp_path / "other.safetensors", {"params": {"a": np.zeros(1)}}, {}, classes=[])
     facts = bundle.load(tmp_path / "other.safetensors")[1]
     assert (facts["config"], facts["classes"]) == ({}, [])

@@ -124,13 +124,13 @@ def test_wrong_values_are_named():
 
 REQUEST = {
     **{"model": "dabnet", "height": 32, "width": 48, "batch": 2, "num_classes": 5},
-    **{"dtype": "float32", "device": "cpu", "tf32": None, "seconds": 0.0},
+    **{"dtype": "float32", "device": "cpu", "tf32": None, "seconds": 0.0, "options": {}},
 }
 
 
 def test_training_steps_start_from_the_same_loss(tmp_path, one_thread):
     """Weights, frames, labels and objective are the same: DABNet has no dropout."""
-    bench.write_weights("dabnet", 5, tmp_path / "weights")
+    bench.write_weights(bench.random_variables("dabnet", 5), tmp_path / "weights")
     request = {**REQUEST, "weights": str(tmp_path / "weights")}
     losses = []
     for build in (rivals.jax_training, rivals.torch_training):
@@ -146,7 +146,7 @@ def test_training_steps_start_from_the_same_loss(tmp_path, one_thread):
     ("variant", "dtype"), [("folded", "float32"), ("channels_last", "bfloat16")]
 )
 def test_torch_variants_name_the_same_classes(tmp_path, one_thread, variant, dtype):
-    bench.write_weights("carnet_mobilenet", 5, tmp_path / "weights")
+    bench.write_weights(bench.random_variables("carnet_mobilenet", 5), tmp_path / "weights")
     request = {**REQUEST, "model": "carnet_mobilenet", "weights": str(tmp_path / "weights")}
     exact = rivals.torch_inference({**request, "variant": "eager"})
     other = rivals.torch_inference({**request, "variant": variant, "dtype": dtype})
@@ -158,12 +158,12 @@ def test_torch_variants_name_the_same_classes(tmp_path, one_thread, variant, dty
 
 def test_layers(tmp_path):
     """Every module to the depth once, with its multiply-adds; like blocks are timed together."""
-    bench.write_weights("fast_scnn", 5, tmp_path / "weights")
+    bench.write_weights(bench.random_variables("fast_scnn", 5), tmp_path / "weights")
     request = {**REQUEST, "model": "fast_scnn", "weights": str(tmp_path / "weights")}
     answer = rivals.layers({**request, "batch": 1, "depth": 1})
     assert [row["path"] for row in answer["rows"]] == ["backbone", "fusion", "classifier"]
     assert all(row["ms"] > 0 and row["calls"] == 1 for row in answer["rows"])
-    whole = bench.prepare({**request, "batch": 1}, tmp_path)["macs"]
+    whole = bench.prepare({**request, "batch": 1}, tmp_path, None)["macs"]
     assert sum(row["macs"] for row in answer["rows"]) == whole
     table = bench_tables.layer_table(
         {**request, "batch": 1}, {**answer, "whole_ms": 2 * answer["rows"][0]["ms"]}

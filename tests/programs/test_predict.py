@@ -638,3 +638,49 @@ def test_wrong_flags_are_one_line(arguments, message, tmp_path):
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0], done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_output_that_is_a_file_is_refused_first(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "taken").write_text("a file")
+
+    def never(frame):
+        raise AssertionError("computed")
+
+    with pytest.raises(ValueError, match="taken is a file where a folder is to be; give another"):
+        predict.predict(never, TABLE, [str(tmp_path / "a.png")], tmp_path / "taken")
+
+
+def test_files_of_several_pages_and_of_unread_kinds_are_named(tmp_path, capsys):
+    pages = [Image.fromarray(PHOTO), Image.fromarray(PHOTO[::-1].copy())]
+    for name in ("moving.gif", "pages.tif"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    save(tmp_path / "plain.jpg")
+    (tmp_path / "phone.heic").write_bytes(b"x")
+    (tmp_path / ".hidden.png").write_bytes(b"x")
+    problems = go([tmp_path], tmp_path / "out")
+    assert problems == [
+        f"{tmp_path}/phone.heic: images of this kind are not read; save it as JPEG or PNG"
+    ]
+    said = capsys.readouterr().out
+    for name in ("moving.gif", "pages.tif"):
+        assert f"note: {tmp_path}/{name} has 2 pages, and the first one is taken" in said
+    assert len(list((tmp_path / "out" / "ids").iterdir())) == 3
+
+
+def test_a_legend_has_no_boxes(capsys, monkeypatch):
+    """Names that no font can write are numbers; those that one on the system can, are written with it."""
+    matplotlib = pytest.importorskip("matplotlib")
+    for cached in (pictures._font_of, pictures._say_once, pictures.legend):
+        cached.cache_clear()
+    names = {"\u80cc\u666f": "class 0", "car": "class 1"}
+    monkeypatch.setattr(pictures, "_FONTS", ())
+    assert pictures.writable(names, 10)[0] == ["class 0", "car"]
+    assert capsys.readouterr().out.startswith("no font here has all letters of \u80cc\u666f: ")
+    pictures._font_of.cache_clear()
+    monkeypatch.setattr(pictures, "_FONTS", (matplotlib.get_data_path(),))
+    russian = "\u0437\u0434\u0430\u043d\u0438\u0435"
+    written, font = pictures.writable({russian: "class 0", "car": "class 1"}, 10)
+    assert written == [russian, "car"] and "DejaVu" in font.path
+    pictures._font_of.cache_clear()
+    assert not capsys.readouterr().out

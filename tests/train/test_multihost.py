@@ -10,6 +10,11 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
+
+from rtseg_jax.base import config as settings
+from rtseg_jax.data import pipeline
+from rtseg_jax.weights import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUN = (
@@ -103,6 +108,41 @@ def test_every_image_is_evaluated_once(runs):
 def test_as_many_pictures_as_from_one_process(runs):
     alone, together, _ = runs
     assert [len(list((w / "overlays").iterdir())) for w in (alone, together)] == [2, 2]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_file_that_one_process_cannot_read_stops_both_and_costs_nothing(split, tmp_path):
+    """What was trained before it is saved, by a process that never saw the file too."""
+    pytest.importorskip("tensorflow")
+    root, rng = tmp_path / "data", np.random.default_rng(0)
+    for kind, shape in (("images", (64, 128, 3)), ("labels", (64, 128))):
+        for part in ("train", "val"):
+            (root / kind / part).mkdir(parents=True)
+            for i in range(8):
+                values = rng.integers(0, 3, shape, np.uint8)
+                Image.fromarray(values).save(root / kind / part / f"{i}.png")
+    (root / "classes.txt").write_text("a\nb\nc\n")
+    flags = [
+        *("--config.input.dataset=folder", f"--config.input.root={root}", "--config.num_steps=4"),
+        *(
+            "--config.input.size=None",
+            "--config.input.num_train=None",
+            "--config.eval.every_steps=4",
+        ),
+        *("--config.input.num_eval=None", "--config.input.mode=streaming", "--config.log_every=2"),
+    ]
+    order = pipeline.epoch_order(settings.load("fast_scnn:smoke").seed, 0, 8)
+    # Of the second step, and of the second process' half of it; of the evaluation, any.
+    victim = root / "images" / split / f"{order[7] if split == 'train' else 5}.png"
+    os.truncate(victim, 300)
+    outputs = []
+    for process in start(tmp_path / "run", 2, 2, *flags):
+        outputs.append((process, process))
+    said = [p.communicate(timeout=600)[0] for p, _ in outputs]
+    assert [p.returncode for p, _ in outputs] == [1, 1], said
+    assert any(str(victim) in text for text in said)
+    with checkpoint.open_manager(tmp_path / "run", read_only=True) as manager:
+        assert manager.latest_step() == (1 if split == "train" else 4)
 
 
 def test_checkpoint_of_two_processes_is_resumed_by_one(runs):

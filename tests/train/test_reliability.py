@@ -23,6 +23,7 @@ from rtseg_jax import data, models
 from rtseg_jax.base import config as settings
 from rtseg_jax.base import mesh
 from rtseg_jax.data import pipeline
+from rtseg_jax.models import flops
 from rtseg_jax.nn import losses
 from rtseg_jax.train import loop, step
 from rtseg_jax.train.guard import alone_in, make_workdir
@@ -393,6 +394,32 @@ def test_data_that_goes_bad_during_a_run(folder, tmp_path, kind, fault, message,
         assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.parametrize("mode", ["streaming", "resident"])
+def test_an_image_of_the_evaluation_that_cannot_be_read(folder, tmp_path, mode, capsys):
+    """The steps before it are saved, or it is found before the first; input.max_bad leaves it out, by name."""
+    pytest.importorskip("tensorflow")
+    root, given = folder
+    root = shutil.copytree(root, tmp_path / "data")
+    victim = sorted((root / "images" / "val").iterdir())[1]
+    os.truncate(victim, 200)
+
+    def config(**overrides):
+        return tiny_run.override(
+            copy.deepcopy(given), {"input__root": str(root), "input__mode": mode, **overrides}
+        )
+
+    said = refused(config(), tmp_path / "run")
+    assert said.startswith(f"{victim}: truncated") and said.endswith("=0 leaves so many out")
+    if mode == "streaming":
+        at, _ = final_state(tmp_path / "run")
+        assert at == given.eval.every_steps
+        assert f"saved step {at}; the same command goes on from there" in capsys.readouterr().out
+    run(config(input__max_bad=1), tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert report["left_out"] == [victim.stem]
+    assert report["images"] == len(list(victim.parent.iterdir())) - 1
+
+
 def test_bad_data_that_is_allowed(folder, tmp_path, capsys):
     """Counted, named, replaced by the next image; the same for a stream, a resident set and a run that was resumed."""
     pytest.importorskip("tensorflow")
@@ -532,6 +559,32 @@ def test_accumulate_and_remat_are_read_from_the_config(tmp_path):
 )
 def test_wrong_options_are_one_line(overrides, message, tmp_path):
     assert message in refused(tiny(**overrides), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "message"),
+    [
+        (
+            1,
+            1,
+            "batch_size 1 is too small for fast_scnn: the norm backbone/pyramid/pool1/norm sees",
+        ),
+        (4, 4, "batch_size 4 in accumulate 4 parts is too small for fast_scnn: .*of 8 or more"),
+        (2, 1, None),
+        (4, 2, None),
+    ],
+)
+def test_a_batch_in_which_a_norm_sees_one_value_is_refused(batch_size, accumulate, message):
+    config = tiny_run.override(
+        settings.load("fast_scnn:smoke"), {"batch_size": batch_size, "accumulate": accumulate}
+    )
+    model = models.create("fast_scnn", num_classes=3)
+    variables = flops.variable_shapes(model)
+    if message is None:
+        loop._check_norms(config, model, variables)
+        return
+    with pytest.raises(ValueError, match=message):
+        loop._check_norms(config, model, variables)
 
 
 def test_a_full_device_names_what_can_be_made_smaller(tmp_path, monkeypatch):

@@ -127,10 +127,9 @@ def random_variables(variant: str, num_classes: int) -> dict[str, Any]:
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
-def write_weights(variant: str, num_classes: int, folder: pathlib.Path) -> None:
+def write_weights(variables: Any, folder: pathlib.Path) -> None:
     """Writes flax.npz (paths as names) and torch.npz (the twin's names) with the same values."""
     folder.mkdir()
-    variables = random_variables(variant, num_classes)
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     named = {jax.tree_util.keystr(p, simple=True, separator="/"): value for p, value in leaves}
     np.savez(folder / "flax.npz", **named)
@@ -476,6 +475,7 @@ def cases(options: Record, train: bool) -> list[Record]:
             "width": width,
             "batch": options["train_batch_size" if train else "batch_size"],
             "num_classes": options["num_classes"],
+            "options": options["options"],
             "dtype": dtype,
             "device": options["device"],
             "tf32": options["tf32"] if options["device"] == "gpu" else None,
@@ -504,7 +504,7 @@ def run(options: Record) -> bool:
             if there and done(there, case, rivals, modes, device_name(case["device"])):
                 say(f"{title_of(case)}: already there")
                 continue
-            case |= prepare(case, pathlib.Path(folder))
+            case |= prepare(case, pathlib.Path(folder), options["variables"])
             records = measure(case, rivals, modes, options["rounds"], pathlib.Path(folder))
             with options["output"].open("a") as file:
                 file.writelines(json.dumps(line) + "\n" for line in records)
@@ -515,12 +515,14 @@ def run(options: Record) -> bool:
     return sound
 
 
-def prepare(case: Record, folder: pathlib.Path) -> Record:
-    """Writes a network's weights once; where they are, and what the network holds and costs."""
+def prepare(case: Record, folder: pathlib.Path, variables: Any) -> Record:
+    """Writes a network's weights once, those given or random ones; where they are, and what the network holds and costs."""
     weights = folder / case["model"]
     if not weights.exists():
-        write_weights(case["model"], case["num_classes"], weights)
-    model = models.create(case["model"], num_classes=case["num_classes"])
+        if variables is None:
+            variables = random_variables(case["model"], case["num_classes"])
+        write_weights(variables, weights)
+    model = models.create(case["model"], num_classes=case["num_classes"], **case["options"])
     calls = flops.trace(model, (case["height"], case["width"]), train=False)
     return {
         "weights": str(weights),
@@ -533,7 +535,7 @@ def show_layers(options: Record) -> None:
     """Prints the layers' table of every network."""
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(options, train=False):
-            case |= prepare(case, pathlib.Path(folder))
+            case |= prepare(case, pathlib.Path(folder), options["variables"])
             process = Process({**case, "do": "layers", "depth": options["layers"]})
             process.close()
             if "error" in process.built:
@@ -541,9 +543,25 @@ def show_layers(options: Record) -> None:
             print(layer_table(case, process.built))
 
 
+def _trained(place: str) -> Record:
+    """The options that stand for a trained network."""
+    from rtseg_jax.inference import (
+        network as networks,  # takes ml_collections, which nothing else here does
+    )
+
+    network = networks.load(place)
+    return {
+        "models": [network.name],
+        "num_classes": len(network.class_names),
+        "options": network.config.model.options.to_dict(),
+        "variables": network.variables,
+    }
+
+
 def define(flags: Flags) -> None:
     """Defines the flags."""
     flags.words("models", "Names of networks; all if not given.", list(models.VARIANTS))
+    flags.string("network", "A trained network, whose own weights are timed instead.")
     flags.words("sizes", "Sizes of the frames: HEIGHTxWIDTH,...", ["512x1024"])
     flags.words("dtype", f"Types that are computed in: {', '.join(DTYPES)}.", ["float32"])
     flags.words("backend", "Frameworks.", BACKENDS)
@@ -567,9 +585,11 @@ def define(flags: Flags) -> None:
 
 def main(given: Given, _: list[str]) -> int:
     """Measures, and writes the lines and the table; the exit code is 1 if a rival was not measured."""
-    options = vars(given)
+    options = vars(given) | {"options": {}, "variables": None}
     for name in options["models"]:
         models.get(name)
+    if given.network is not None:
+        options |= _trained(given.network)
     options["sizes"] = [command_line.parse_size(size) for size in options["sizes"]]
     if command_line.OWN in options["sizes"]:
         raise ValueError("--sizes: 'own' is not HEIGHTxWIDTH, such as 512x1024")

@@ -82,7 +82,10 @@ def _jax_network(request: Request) -> tuple[Any, dict[str, Any], Any]:
     if request["device"] == "cpu":
         jax.config.update("jax_cpu_enable_async_dispatch", False)  # see settings.prepare_process
     model = models.create(
-        request["model"], num_classes=request["num_classes"], dtype=jnp.dtype(request["dtype"])
+        request["model"],
+        num_classes=request["num_classes"],
+        dtype=jnp.dtype(request["dtype"]),
+        **request["options"],
     )
     with np.load(request["weights"] + "/flax.npz") as file:
         variables = _nested(dict(file))
@@ -223,7 +226,7 @@ def _torch_network(request: Request) -> tuple[Any, Any, Any]:
         torch.backends.cudnn.allow_tf32 = request["tf32"] == "on"
     else:
         torch.set_num_threads(cpus())
-    network = torch_ref.create(request["model"], request["num_classes"])
+    network = torch_ref.create(request["model"], request["num_classes"], **request["options"])
     with np.load(request["weights"] + "/torch.npz") as file:
         torch_ref.load(network, file)
     layout = torch.contiguous_format if request["variant"] == "eager" else torch.channels_last
