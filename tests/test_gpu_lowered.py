@@ -22,6 +22,7 @@ VARIANTS = [v for v in models.VARIANTS if v not in ("carnet_resnet101", "carnet_
 BARE = {
     **{"dabnet": 2, "eacnet_dabnet": 2, "eacnet_dabnet_nonlocal": 2, "spssnet": 16, "affnet": 13},
     **{"carnet_resnet50": 37, "carnet_mobilenet": 29, "bisenetv2": 2},
+    **{"stdc1": 3, "stdc2": 3},
 }
 # Products in float32's whole precision in a training step: of AFFNet and CARNet, adaptive_avg_pool's.
 EXACT = {"eacnet:smoke": 0, "carnet:mobilenet,smoke": 0, "affnet:smoke": 16, "asap:smoke": 0}
