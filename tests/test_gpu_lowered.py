@@ -24,6 +24,7 @@ BARE = {
     **{"carnet_resnet50": 37, "carnet_mobilenet": 29, "ddrnet23_slim": 9, "pidnet_s": 6},
     **{"cgnet": 3, "espnet": 40, "enet": 2},
     **{"carnet_resnet50": 37, "carnet_mobilenet": 29, "bisenetv2": 2},
+    **{"stdc1": 3, "stdc2": 3},
 }
 # Products in float32's whole precision in a training step: of AFFNet and CARNet, adaptive_avg_pool's.
 EXACT = {"eacnet:smoke": 0, "carnet:mobilenet,smoke": 0, "affnet:smoke": 16, "asap:smoke": 0}
