@@ -9,7 +9,7 @@ import pathlib
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -275,8 +275,8 @@ def of_network(
     options: Mapping[str, Any],
     *,
     dataset: str,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    mean: Sequence[float],
+    std: Sequence[float],
     channels: str = "rgb",
     size: tuple[int, int] | None = None,
     align_corners: bool = False,

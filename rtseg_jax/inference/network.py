@@ -480,6 +480,7 @@ def of_public(
             f"{path} does not say how its network was shown images; give {' and '.join(missing)},"
             " RGB in units of [0, 255]"
         )
+    shown |= {k: tuple(map(float, shown[k])) for k in ("mean", "std")}
     config = settings.of_network(
         found.variant,
         found.options,

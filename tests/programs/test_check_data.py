@@ -102,7 +102,7 @@ FILES = {
     "label with alpha": (
         "trainannot/b.png",
         png(np.dstack([LABEL, LABEL])),
-        "a label of mode LA holds colours",
+        "a label of mode LA whose channels are equal",
     ),
     "label of 16 bits": (
         "trainannot/b.png",
@@ -137,7 +137,7 @@ def same_line_stops_training(root, line):
     ):
         with pytest.raises(spec.DataError) as raised:
             read()
-        assert str(raised.value) == line
+        assert str(raised.value).startswith(line)
 
 
 @pytest.mark.parametrize("fault", FILES)
@@ -253,7 +253,7 @@ def test_images_of_another_size(root, tmp_path, capsys):
     assert line.startswith("camvid train image z is 24x32 pixels (h x w), the first one 12x16; set")
     with pytest.raises(spec.DataError) as raised:
         pipeline.Resident(data.load("camvid", root=root, split="train"))
-    assert str(raised.value) == line
+    assert str(raised.value).startswith(line)
     assert "camvid train: 4 pairs, 12x16 (3), 24x32 (1)\n" in capsys.readouterr().out
     (line,) = check(root, tmp_path, mode="streaming")
     assert "the first one 12x16; set input.canvas=(h, w)" in line
@@ -315,7 +315,8 @@ def test_nothing_but_ignored_pixels(root, tmp_path):
     for name in "abc":
         (root / "trainannot" / f"{name}.png").write_bytes(png(np.full((H, W), 11, np.uint8)))
     assert check(root, tmp_path) == [
-        "camvid train: every pixel of every label is ignored; there is nothing to learn"
+        "camvid train: all labels hold nothing but ignored pixels; there is nothing to tell apart;"
+        " label more, or, if they look right, see how they are read (input.annotation)"
     ]
 
 
@@ -420,7 +421,7 @@ def test_training_stops_with_the_same_line(root, tmp_path, split):
     (line,) = check_data.check(config, tmp_path / "out")
     with pytest.raises(spec.DataError) as raised:
         loop.train_and_evaluate(config, str(tmp_path / "run"))
-    assert str(raised.value) == line
+    assert str(raised.value).startswith(line)
     assert (tmp_path / "run" / "metrics.jsonl").exists() is False
 
 

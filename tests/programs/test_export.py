@@ -278,7 +278,7 @@ def test_half_precision_is_a_smaller_file(run, tmp_path, format, dtype, capsys):
     export.export_run(run, format=format, output=tmp_path / "half", dtype=dtype, platforms=["cpu"])
     printed = capsys.readouterr().out
     config, _, variables, _ = networks.load_run(run)
-    bundle.save(tmp_path / "whole", variables, config.to_dict())
+    bundle.save(tmp_path / "whole", variables, config.to_dict(), classes=[])
     assert (tmp_path / "half").stat().st_size < 0.7 * (tmp_path / "whole").stat().st_size
     assert 97 < float(printed.partition("batch 1: ")[2].partition(" %")[0]) <= 100
 
@@ -353,7 +353,7 @@ def test_a_file_that_differs_is_not_written_and_the_old_one_stays(run, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
 
 
-def _frozen(run, shape, *, mean, std, size, output):
+def _frozen(run, shape, *, output, **seen):
     _, model, variables, _ = networks.load_run(run)
     assert output == "logits"
     return lambda given: unfrozen(model, variables, given)
@@ -392,7 +392,7 @@ def test_an_output_that_cannot_be_a_file_is_told_before_the_work(tmp_path, monke
 
 def test_frames_of_any_size_need_a_size(tmp_path):
     workdir = tiny_run.write(tmp_path / "run", input__size=None)
-    with pytest.raises(ValueError, match="frames of the files' own size; give theirs as --size="):
+    with pytest.raises(ValueError, match="is for frames of any size; give that of the file's as --size="):
         export.export_run(workdir, format="onnx", output=tmp_path / "a")
 
 
