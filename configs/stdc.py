@@ -14,7 +14,7 @@ smaller than the crop are enlarged to it), flips, jitter of brightness, contrast
 batch 24, 10,000 steps, warm-up 200. Readings:
   * the warm-up is linear, where the code's is exponential;
   * the trunk's norms learn, where the code's optimizer leaves their scales and biases as they came from ImageNet;
-  * a tested frame is resized with half-pixel centres, where the code aligns the corners;
+  * a tested frame is resized with half-pixel centres, where the code aligns the corners (--config.eval.align_corners=True);
   * CamVid's crops are the whole 360x480, where the paper's are 720x960.
 """
 

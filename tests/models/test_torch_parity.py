@@ -24,8 +24,6 @@ CLASSES = 19
 # The map at stride 8 is larger than the greatest dilation (16), so its outer taps read the map.
 SIZES = ((64, 128), (145, 161))
 
-# Networks whose twin has the training heads too, and the options without dropout.
-
 
 def shapes(model):
     key = jax.random.key(0)

@@ -392,7 +392,9 @@ def test_an_output_that_cannot_be_a_file_is_told_before_the_work(tmp_path, monke
 
 def test_frames_of_any_size_need_a_size(tmp_path):
     workdir = tiny_run.write(tmp_path / "run", input__size=None)
-    with pytest.raises(ValueError, match="is for frames of any size; give that of the file's as --size="):
+    with pytest.raises(
+        ValueError, match="is for frames of any size; give that of the file's as --size="
+    ):
         export.export_run(workdir, format="onnx", output=tmp_path / "a")
 
 

@@ -8,7 +8,7 @@ Readings (where the authors' public code, whose weights are those to be had, dif
   * the decoder's norms are the code's InPlaceABN, whose scale is |weight| + 1e-5; here they are plain, and public weights
     are converted;
   * scores are upsampled with half-pixel centres, as everywhere here, where the code aligns the corners: towards the
-    frame's border its classes lie up to half a cell further out;
+    frame's border its classes lie up to half a cell further out (`eval.align_corners`, which public weights come with);
   * detail heads on the other strides, which the published recipe leaves out, are not here;
   * the target of the detail head mixes borders of strides 1, 2 and 4 by 0.6, 0.3 and 0.1, and takes what exceeds 0.1: the
     border of stride 4 by itself does not, in float32 as there, and so adds nothing. Ignored pixels are one class more.
