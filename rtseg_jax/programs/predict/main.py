@@ -1,7 +1,7 @@
 """Class maps, masks and overlays of photos, an overlaid video of a video or a camera.
 
-rtseg predict --workdir=RUN --output=DIR photo.jpg photos/ "more/**/*.png"
-rtseg predict --workdir=RUN --output=DIR --input=drive.mp4 --input=0
+rtseg predict --network=RUN --output=DIR photo.jpg photos/ "more/**/*.png"
+rtseg predict --network=RUN --output=DIR --input=drive.mp4 --input=0
 
 It writes DIR/ids (8-bit PNGs of class numbers, which DIR/classes.json names), DIR/masks (the classes' colours),
 DIR/overlays (the colours over the photo, above a legend) and, of videos, DIR/videos (overlaid, without sound). A folder
@@ -331,15 +331,12 @@ def main(given: Given, inputs: list[str]) -> int:
         raise ValueError(f"--write={','.join(kinds)}: choose of {', '.join(KINDS)}")
     view = {name: getattr(given, name) for name in ("size", "multiple", "max_pixels", "dtype")}
     check_folder(given.output, "output")
-    place = given.network
+    place = given.network or next(iter(networks.shipped()), None)
     if place is None:
-        place = next(iter(networks.shipped()), None)
-        if place is None:
-            raise ValueError("give --network=...: no network is shipped with this package")
-        print(
-            f"--network={place}, which is shipped; its classes: {', '.join(networks.load(place).class_names)}"
-        )
+        raise ValueError("give --network=...: no network comes with this package")
     network = networks.load(place, given.checkpoint).seeing(**view)
+    if given.network is None:
+        print(f"--network={place}, which comes with the package: {', '.join(network.class_names)}")
     print(f"{network.name}, step {network.step}: sees {network.sees}, computes in {network.dtype}")
     problems = predict(
         network,

@@ -34,6 +34,7 @@ class Flags:
         self._flags = absl_flags.FlagValues()
         self._read: dict[str, Callable[[Any], Any]] = {}
         self._without: set[str] = set()
+        self._needs_network: bool | None = None  # None: the program takes no --network
 
     def _define(self, how: Callable, name: str, default: Any, text: str, *more: Any, **also: Any):
         how(name, default, *more, text, flag_values=self._flags, **also)
@@ -130,7 +131,7 @@ class Flags:
         values = {name: self._flags[name].value for name in self._flags}
         for name, read in self._read.items():
             values[name] = read(values[name])
-        if "network" in values:
+        if self._needs_network is not None:
             network, workdir = values["network"], values.pop("workdir")
             if network is not None and workdir is not None:
                 raise ValueError("--network and --workdir are two names for one thing; give one")
