@@ -135,3 +135,13 @@ def test_the_installed_command_is_the_module():
         check=True,
     )
     assert "64x128 pixels, 19 classes" in done.stdout
+
+
+def test_a_reader_that_goes_is_no_error():
+    command = [sys.executable, "-m", "rtseg_jax", "summary", "--variants=erfnet,dabnet"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 141 and not said

@@ -191,11 +191,19 @@ class Program:
         return self.main(given, rest) or 0
 
     def run(self, arguments: Sequence[str]) -> int:
-        """As a call, for a shell: what the user did wrong is one line and exit code 1, Ctrl-C is 130."""
+        """As a call, for a shell: what the user did wrong is one line and exit code 1, Ctrl-C is 130.
+
+        A reader that has gone (`rtseg summary | head`) ends it in silence, with what a shell gives for SIGPIPE.
+        """
         logging.set_verbosity(logging.ERROR)  # orbax tells of its every move
         expected = (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, ImportError)
         try:
-            return self(arguments)
+            code = self(arguments)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed at the end
+            return 141  # 128 + SIGPIPE
         except expected as error:
             if os.environ.get("RTSEG_TRACEBACK"):
                 raise
