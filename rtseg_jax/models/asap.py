@@ -326,14 +326,8 @@ def loss(
     Returns:
         The loss and its terms by name, before their weights.
     """
-    label = batch["label"]
-
-    def mined(name):
-        logits = losses.upsample_class_maps(outputs[name], label.shape[1:3])
-        return losses.ohem_cross_entropy(
-            logits, label, class_weights, threshold=threshold, min_kept=min_kept, axis=1
-        )
-
-    main, aux3, aux4 = mined("logits"), mined("aux3"), mined("aux4")
-    value = main + aux_weights[0] * aux3 + aux_weights[1] * aux4
-    return value, {"loss": value, "main": main, "aux3": aux3, "aux4": aux4}
+    given = {"threshold": threshold, "min_kept": min_kept}
+    terms = losses.mined(outputs, batch["label"], class_weights, **given)
+    main = terms.pop("logits")
+    value = main + aux_weights[0] * terms["aux3"] + aux_weights[1] * terms["aux4"]
+    return value, {"loss": value, "main": main, **terms}

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -219,6 +220,28 @@ def segmentation_loss(
     else:
         raise ValueError(f"unknown loss '{kind}'; choose 'cross_entropy' or 'ohem'")
     return value, {"loss": value}
+
+
+def mined(
+    outputs: Mapping[str, Float[Array, "b _ _ k"]],
+    label: Int[Array, "b h w"],
+    class_weights: tuple[float, ...] | None,
+    *,
+    threshold: float,
+    min_kept: float,
+) -> dict[str, Float[Array, ""]]:
+    """OHEM cross-entropy of each of several score maps, upsampled to the label's size; arguments as there."""
+    return {
+        name: ohem_cross_entropy(
+            upsample_class_maps(logits, label.shape[1:3]),
+            label,
+            class_weights,
+            threshold=threshold,
+            min_kept=min_kept,
+            axis=1,
+        )
+        for name, logits in outputs.items()
+    }
 
 
 def _check_counts(pixel_counts: tuple[int, ...]) -> None:

@@ -298,14 +298,8 @@ def loss(
     Returns:
         The loss and its terms by name, before their weights.
     """
-    label = batch["label"]
-
-    def mined(name):
-        logits = losses.upsample_class_maps(outputs[name], label.shape[1:3])
-        return losses.ohem_cross_entropy(
-            logits, label, class_weights, threshold=threshold, min_kept=min_kept, axis=1
-        )
-
-    main, aux = mined("logits"), mined("aux")
-    value = main + aux_weight * aux
-    return value, {"loss": value, "main": main, "aux": aux}
+    given = {"threshold": threshold, "min_kept": min_kept}
+    terms = losses.mined(outputs, batch["label"], class_weights, **given)
+    main = terms.pop("logits")
+    value = main + aux_weight * terms["aux"]
+    return value, {"loss": value, "main": main, **terms}

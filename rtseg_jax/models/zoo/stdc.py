@@ -288,16 +288,10 @@ def loss(
     Returns:
         The loss and its terms by name, before their weights.
     """
-    label = batch["label"]
-
-    def mined(name):
-        logits = losses.upsample_class_maps(outputs[name], label.shape[1:3])
-        return losses.ohem_cross_entropy(
-            logits, label, class_weights, threshold=threshold, min_kept=min_kept, axis=1
-        )
-
-    main, aux8, aux16 = mined("logits"), mined("aux8"), mined("aux16")
-    entropy, dice = detail_losses(outputs["detail"], label)
-    value = main + aux_weight * (aux8 + aux16) + detail_weight * (entropy + dice)
-    terms = {"main": main, "aux8": aux8, "aux16": aux16, "detail": entropy, "dice": dice}
-    return value, {"loss": value, **terms}
+    given = {"threshold": threshold, "min_kept": min_kept}
+    scores = {name: value for name, value in outputs.items() if name != "detail"}
+    terms = losses.mined(scores, batch["label"], class_weights, **given)
+    main = terms.pop("logits")
+    entropy, dice = detail_losses(outputs["detail"], batch["label"])
+    value = main + aux_weight * sum(terms.values()) + detail_weight * (entropy + dice)
+    return value, {"loss": value, "main": main, **terms, "detail": entropy, "dice": dice}
