@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -225,6 +226,7 @@ def classifier(
     return classify
 
 
+PLACES = (("input", "root"), ("input", "cache"), ("init_from", "network"), ("init_from", "file"))
 KEPT = 4  # programs that a network keeps compiled, the latest used
 
 
@@ -241,6 +243,7 @@ class Network:
         sees: What it sees of a frame of any size.
         dtype: The type that it computes in, "float32" or "bfloat16".
         facts: What else is known: where it comes from, its scores, its licence.
+        quiet: Whether it says nothing, on stderr, when it compiles for frames of a new size.
     """
 
     model: nn.Module
@@ -251,6 +254,7 @@ class Network:
     sees: View
     dtype: str = "float32"
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    quiet: bool = False
 
     @property
     def name(self) -> str:
@@ -285,10 +289,15 @@ class Network:
         multiple: int | None = None,
         max_pixels: int = MAX_PIXELS,
         dtype: str | None = None,
+        quiet: bool = False,
     ) -> "Network":
-        """The same network, shown frames otherwise: arguments as in view(), and the type that it computes in."""
+        """The same network, shown frames otherwise: arguments as in view(), and attributes of its own."""
         sees = view(self.config, size, multiple, max_pixels)
-        return dataclasses.replace(self, sees=sees, dtype=dtype or self.dtype)
+        return dataclasses.replace(self, sees=sees, dtype=dtype or self.dtype, quiet=quiet)
+
+    @functools.cached_property
+    def _told(self) -> set[tuple[int, ...]]:
+        return set()
 
     @functools.cached_property
     def _classify(self) -> Callable[[np.ndarray], jax.Array]:
@@ -319,6 +328,12 @@ class Network:
         bottom, right = np.subtract(self.sees.given(size), (h, w))
         resized = [spec.resize_image(f, (h, w)) for f in frames.reshape(-1, *frames.shape[-3:])]
         padded = np.pad(resized, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
+        if not self.quiet and padded.shape not in self._told:
+            self._told.add(padded.shape)
+            what = "x".join(map(str, padded.shape[:3]))
+            print(
+                f"{self.name} is compiled for frames of {what}, once", file=sys.stderr, flush=True
+            )
         ids = np.asarray(self._classify(padded))[:, :h, :w]
         maps = np.stack([spec.resize_label(one, size) for one in ids])
         return maps.reshape(frames.shape[:-1])
@@ -339,11 +354,17 @@ class Network:
         Args:
             path: The file, which has its name once it was read again and found equal.
             dtype: "float16" halves it.
+
+        Places on this machine, which the config of a run names, are left out.
         """
+        config = self.config.to_dict()
+        for part, key in PLACES:
+            if key in config.get(part, {}):
+                config[part][key] = ""
         bundle.save(
             pathlib.Path(path),
             self.variables,
-            self.config.to_dict(),
+            config,
             dtype=dtype,
             model=self.name,
             step=self.step,
@@ -404,7 +425,7 @@ def load(place: str | os.PathLike[str], checkpoint: str = "best", **given: Any) 
         path = shipped()[path.name]
     if path.is_dir():
         config, model, variables, step = load_run(path, checkpoint)
-        facts = {"source": str(place), "scores": _scores(path, step)}
+        facts = {"source": path.name, "scores": _scores(path, step)}
         return Network(
             model, variables, class_table(path, config), config, step, view(config), facts=facts
         )
@@ -507,7 +528,7 @@ def of_public(
         **shown,
     )
     model = models.create(found.variant, num_classes=count, **settings.model_options(config))
-    facts = {"source": str(path)}
+    facts = {"source": pathlib.PurePath(str(path)).name}
     if use is not None:
         facts |= {"layout": found.layout, "licence": use.licence}
     return Network(model, found.variables, table, config, 0, view(config), facts=facts)

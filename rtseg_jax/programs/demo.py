@@ -162,7 +162,9 @@ def predictor(
 
     @functools.lru_cache(maxsize=KEPT)
     def prepared(workdir: pathlib.Path, step: int, h: int, w: int) -> tuple[Any, ...]:
-        network = networks.load(workdir, str(step)).seeing(size, max_pixels=max_pixels, dtype=dtype)
+        network = networks.load(workdir, str(step)).seeing(
+            size, max_pixels=max_pixels, dtype=dtype, quiet=True
+        )
         network(np.zeros((h, w, 3), np.uint8))
         return network, network.sees.seen(network.sees.given((h, w)))
 

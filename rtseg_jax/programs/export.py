@@ -14,6 +14,7 @@ resizing of a run's data to input.size is not inside: where --size is another, o
 shrink or pad, a line tells what predict shows the network instead.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -245,6 +246,7 @@ def export_run(
     dtype: str = "float32",
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     which: str = "best",
+    **facts: str,
 ) -> None:
     """Writes a network as one file, after comparing it with the network.
 
@@ -258,6 +260,7 @@ def export_run(
         dtype: The type that is computed in.
         platforms: Platforms that a StableHLO file can run on.
         which: "best", "latest" or a step.
+        **facts: What else a bundle is to tell of the network, such as its licence.
 
     Raises:
         FileNotFoundError: no run, or no checkpoint in it.
@@ -278,23 +281,24 @@ def export_run(
     command_line.check_folder(output.parent, "output")
     network = networks.load(place, which)
     config, model, variables = network.config, network.model, network.variables
-    facts = {"model": network.name, "step": network.step, "classes": list(network.class_names)}
+    told = {"model": network.name, "step": network.step, "classes": list(network.class_names)}
     output.parent.mkdir(parents=True, exist_ok=True)
     if format == "bundle":
+        network = dataclasses.replace(network, facts={**network.facts, **facts})
         network.save(output, dtype)
-        print(f"{network.name}, step {network.step}, {len(facts['classes'])} classes, as {format}")
+        print(f"{network.name}, step {network.step}, {len(told['classes'])} classes, as {format}")
         print(
             f"read again and found equal\nwritten: {output} ({output.stat().st_size / 1e6:.1f} MB)"
         )
         return
     size = _frame_size(config, place) if size is None else size
-    facts["seen"] = config.eval.size or size
+    told["seen"] = config.eval.size or size
     unchecked = output.with_name(f"{output.name}.unchecked")
     try:
         seen = {**settings.shown(config), "size": config.eval.size}
         program = infer.program(model, variables, dtype=jnp.dtype(dtype), **seen)
         if format == "onnx":
-            texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+            texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in told.items()}
             onnx(
                 unchecked,
                 config.model.name,
@@ -302,7 +306,7 @@ def export_run(
                 size,
                 batch,
                 texts,
-                num_classes=len(facts["classes"]),
+                num_classes=len(told["classes"]),
                 options=config.model.options.to_dict(),
                 dtype=dtype,
                 **seen,
@@ -323,8 +327,8 @@ def export_run(
         os.replace(unchecked, output)
     finally:
         unchecked.unlink(missing_ok=True)
-    print(f"{network.name}, step {network.step}, {len(facts['classes'])} classes, as {format}")
-    print(_told_of_sizes(config, size, facts["seen"]))
+    print(f"{network.name}, step {network.step}, {len(told['classes'])} classes, as {format}")
+    print(_told_of_sizes(config, size, told["seen"]))
     print(found)
     print(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")
 
@@ -339,8 +343,13 @@ def _batch(text: str) -> int | None:
 
 def _options(given: Given) -> dict[str, Any]:
     """The arguments of export_run that a user's flags stand for; None is a flag that was not given."""
-    unused = {"bundle": ("size", "batch", "platforms"), "onnx": ("platforms",)}
-    for name in unused.get(given.format, ()):
+    facts = ("command", "licence")
+    unused = {
+        "bundle": ("size", "batch", "platforms"),
+        "onnx": ("platforms", *facts),
+        "stablehlo": facts,
+    }
+    for name in unused[given.format]:
         if getattr(given, name) is not None:
             raise ValueError(f"--format={given.format} has no --{name}; leave it out")
     if given.size == networks.OWN:
@@ -348,6 +357,7 @@ def _options(given: Given) -> dict[str, Any]:
             "--size=own: a file is for frames of one size; give HEIGHTxWIDTH in pixels"
         )
     read = {"size": tuple, "batch": _batch, "dtype": str, "platforms": tuple}
+    read |= dict.fromkeys(facts, str)
     named = {name: getattr(given, name) for name in read}
     return {name: read[name](value) for name, value in named.items() if value is not None}
 
@@ -360,6 +370,8 @@ def define(flags: Flags) -> None:
     flags.size("of the frames; the config's if it gives one.")
     flags.string("batch", "Frames per call (1), or 'dynamic'.")
     flags.string("dtype", "The type that is computed in (float32).")
+    flags.string("command", "What trained the network, for a bundle to tell.")
+    flags.string("licence", "Under what terms it may be used, for a bundle to tell.")
     flags.words("platforms", f"Platforms of stablehlo (cpu,cuda,tpu), from {', '.join(PLATFORMS)}.")
 
 

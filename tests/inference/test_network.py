@@ -50,6 +50,19 @@ def test_arrays_pictures_and_files_are_taken(network, photo, tmp_path):
     assert (several[1] != expected).any()
 
 
+def test_compiling_is_said_once_for_each_size(network, photo, capsys):
+    own = network.seeing("own")
+    for _ in range(2):
+        own(photo)
+    own(photo[:64])
+    assert capsys.readouterr().err.splitlines() == [
+        "fast_scnn is compiled for frames of 1x90x70, once",
+        "fast_scnn is compiled for frames of 1x64x70, once",
+    ]
+    network.seeing("own", quiet=True)(photo)
+    assert not capsys.readouterr().err
+
+
 def test_an_overlay_is_a_picture_above_a_legend(network, photo):
     drawn = network.overlay(photo)
     assert isinstance(drawn, Image.Image)

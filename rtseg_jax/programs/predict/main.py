@@ -334,7 +334,7 @@ def main(given: Given, inputs: list[str]) -> int:
     place = given.network or next(iter(networks.shipped()), None)
     if place is None:
         raise ValueError("give --network=...: no network comes with this package")
-    network = networks.load(place, given.checkpoint).seeing(**view)
+    network = networks.load(place, given.checkpoint).seeing(**view, quiet=True)
     if given.network is None:
         print(f"--network={place}, which comes with the package: {', '.join(network.class_names)}")
     print(f"{network.name}, step {network.step}: sees {network.sees}, computes in {network.dtype}")
