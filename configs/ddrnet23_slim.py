@@ -15,6 +15,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from configs import common, eacnet
+from rtseg_jax.base import imagenet
 
 
 def schedule(config: ml_collections.ConfigDict, dataset: str) -> None:
@@ -26,8 +27,8 @@ def schedule(config: ml_collections.ConfigDict, dataset: str) -> None:
     config.num_epochs = 484
     config.augment.crop = (1024, 1024)
     config.augment.scales = tuple(tenths / 10 for tenths in range(5, 22))
-    config.augment.mean = common.IMAGENET_MEAN
-    config.augment.std = common.IMAGENET_STD
+    config.augment.mean = imagenet.MEAN
+    config.augment.std = imagenet.STD
     config.optim.lr = 1e-2
     config.optim.method.update({"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4})
     config.eval.every_epochs = 10

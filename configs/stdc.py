@@ -22,6 +22,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from configs import common
+from rtseg_jax.base import imagenet
 
 FRAMES = {"50": (512, 1024), "75": (768, 1536)}
 HEADS = "^(fusion|classifier|aux8|aux16|detail)/"
@@ -47,8 +48,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         config.augment.scales = tuple(i / 8 for i in range(1, 13))
         config.augment.min_side = 512
         config.augment.jitter = (0.5, 0.5, 0.5)
-        config.augment.mean = common.IMAGENET_MEAN
-        config.augment.std = common.IMAGENET_STD
+        config.augment.mean = imagenet.MEAN
+        config.augment.std = imagenet.STD
         config.optim.lr = 1e-2
         config.optim.schedule.update({"warmup_steps": 1000, "warmup_start": 1e-3})
         config.optim.method.update({"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4})
