@@ -371,7 +371,7 @@ def compiled(loaded, network):
 @pytest.fixture
 def quick(compiled, monkeypatch):
     for name, function in compiled.items():
-        monkeypatch.setattr(evaluate, name, function)
+        monkeypatch.setattr(networks, name, function)
 
 
 def layers(image):
@@ -499,7 +499,7 @@ def test_data_of_other_classes_have_no_pictures(trained, monkeypatch):
 
     monkeypatch.setattr(data, "load", other)
     images = figures(trained)["images"]
-    expected = "No pictures: class 18 is 'drone' in the data and 'bicycle' in the run; give "
+    expected = "No pictures: class 18 is 'drone' in the data and 'bicycle' in the network; give "
     assert images["shown"] == [] and images["note"].startswith(expected)
 
 
