@@ -2,7 +2,7 @@ PYTHON ?= python
 LATEST ?= python3.12
 DEVICE ?= cpu
 
-.PHONY: check lint test smoke bench torture check-latest
+.PHONY: check check-all lint test smoke bench torture check-latest
 
 check: lint test  ## what CI runs
 
@@ -12,6 +12,9 @@ lint:
 
 test:
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile --durations=40
+
+check-all: lint  ## the tests that are marked slow, too
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile --durations=40 -m "slow or not slow"
 
 smoke:  ## two minutes of training without any data
 	$(PYTHON) -m rtseg_jax.main --config=configs/eacnet.py:streets --workdir=/tmp/rtseg_smoke

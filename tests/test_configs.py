@@ -11,6 +11,7 @@ import pytest
 from rtseg_jax import models
 from rtseg_jax.base import config as settings
 from rtseg_jax.train import loop
+from tests.networks import ZOO, others_slow
 
 COMBINATIONS = [
     *(
@@ -131,13 +132,7 @@ def test_every_shipped_config_is_tried_here():
         "fast_scnn:smoke",
         "spssnet:smoke",
         "asap:smoke",
-        "ddrnet23_slim:smoke",
-        "pidnet_s:smoke",
-        "cgnet:smoke",
-        "espnet:smoke",
-        "enet:smoke",
-        "bisenetv2:smoke",
-        "stdc:smoke",
+        *others_slow([f"{name}:smoke" for name in (*ZOO[:6], "stdc")], keep=("pidnet_s",)),
     ],
 )
 def test_trains_two_steps(spec, tmp_path):

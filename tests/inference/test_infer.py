@@ -15,6 +15,7 @@ from rtseg_jax.nn.conv import Conv, ConvTranspose, DepthwiseConv
 from rtseg_jax.nn.norm import BatchNorm, BatchNormPReLU
 from rtseg_jax.nn.resize import resize_bilinear, upsample_argmax
 from tests.models.filling import filled
+from tests.networks import others_slow
 
 MEAN, STD = (105.0, 110.0, 120.0), (60.0, 55.0, 50.0)
 # Depths that only repeat a block are left to the networks that are quick to compile.
@@ -47,7 +48,7 @@ def unfrozen(model, variables, images, size=None):
     return np.asarray(predict(variables, jnp.asarray(images)))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", others_slow(VARIANTS, keep=("enet", "stdc1")))
 def test_frozen_network_gives_what_the_trained_one_gives(variant):
     model, variables = network(variant)
     wanted = unfrozen(model, variables, frames())

@@ -117,7 +117,11 @@ CONFIGS = {
 
 @pytest.mark.parametrize(
     ("variant", "alpha"),
-    [(v, a) for v in CONFIGS for a in ((0.0, 0.5) if v.startswith("eacnet") else (None,))],
+    [
+        pytest.param(v, a, marks=[pytest.mark.slow] * (v in ZOO))
+        for v in CONFIGS
+        for a in ((0.0, 0.5) if v.startswith("eacnet") else (None,))
+    ],
 )
 def test_every_parameter_has_a_gradient_and_a_step_along_it_lowers_the_loss(variant, alpha):
     """The loss of the network's own config, on two rendered streets of an odd size."""
@@ -217,7 +221,10 @@ def test_self_calibration_attention_is_its_equation():
         (lambda: models.create("dabnet", num_classes=2, attention="sca"), "self_calibration"),
         (lambda: models.create("dabnet", num_classes=2, backbone="vgg"), "'erfnet' or 'dabnet'"),
         (lambda: models.create("cgnet", num_classes=2, blocks=(3, 0)), "must be two numbers of 1"),
-        (lambda: models.create("espnet", num_classes=2, blocks=(3, -1)), "must be two numbers of 0"),
+        (
+            lambda: models.create("espnet", num_classes=2, blocks=(3, -1)),
+            "must be two numbers of 0",
+        ),
         (lambda: models.create("espnet", num_classes=2, skip="b1"), "choose one of stem, inject"),
         (
             lambda: models.create("enet", num_classes=2, activations=("elu", "relu")),

@@ -25,6 +25,7 @@ from rtseg_jax.weights import bundle
 from tests import tiny_run
 from tests.inference.test_infer import MEAN, STD, VARIANTS, frames, network, unfrozen
 from tests.models.filling import filled
+from tests.networks import others_slow
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIZE = (64, 128)  # of the tiny run's frames
@@ -53,7 +54,7 @@ def run_stablehlo(serialised, given):
     return np.asarray(compiled(given))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", others_slow(VARIANTS, keep=("enet",)))
 def test_every_network_in_stablehlo(variant):
     """test_infer holds the program that is exported against the network."""
     model, variables = network(variant)
