@@ -11,6 +11,7 @@ from counts import COMPILED, PARAMETERS, STRIDE
 
 from rtseg_jax import data, models
 from rtseg_jax.base import config as settings
+from tests.networks import ZOO
 
 
 @functools.cache
