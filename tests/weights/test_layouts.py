@@ -15,7 +15,7 @@ from rtseg_jax.models.zoo.stdc import STDC
 from rtseg_jax.weights import layouts, torch_files
 from tests.networks import shapes
 
-LAYOUTS = {layout.name: layout for layout in layouts.LAYOUTS}
+LAYOUTS = {layout.name: layout for layout in layouts.LAYOUTS if not layout.refused}
 RESNET = "ResNet of torchvision or timm"
 TORCHVISION = "MobileNetV2 of torchvision"
 TIMM = "MobileNetV2 of timm"
@@ -31,6 +31,9 @@ ENET = "ENet of D. Silva"
 BISENETV2 = "BiSeNetV2 of CoinCheung"
 STDC_SEG = "STDC-Seg as its authors released it"
 STDC_TRUNK = "the trunk of STDC-Seg as its authors released it"
+ERFNET_TRUNK = "ERFNet's encoder as its authors trained it on ImageNet"
+EACNET_ERF = "EACNet on ERFNet as its authors released it"
+EACNET_DAB = "EACNet on DABNet as its authors released it"
 
 # Keys as they stand in the public files, at least one for each rule.
 PAIRS = {
@@ -270,54 +273,6 @@ PAIRS = {
         regular5_1.ext_conv2.0.weight decoder.bottleneck5_1.conv3x3.conv.weight
         transposed_conv.weight decoder.classifier.weight
         """,
-}
-WHOLE = {
-    ERFNET: ("erfnet", {}),
-    DABNET: ("dabnet", {}),
-    FAST_SCNN: ("fast_scnn", {}),
-    DDRNET: ("ddrnet23_slim", {}),
-    PIDNET: ("pidnet_s", {}),
-    CGNET: ("cgnet", {}),
-    ESPNET: ("espnet", {}),
-    ESPNET_C: ("espnet", {"decoder": False}),
-    ENET: ("enet", {}),
-}
-
-# Every module of the public networks, in a shell's braces, and how many keys a state dict has.
-_CG = "conv1x1.{conv,bn,act},F_loc.conv,F_sur.conv,F_glo.fc.{0,2}"
-_ESP = "c1.conv,d1.conv,d2.conv,d4.conv,d8.conv,d16.conv"
-_ESP_ENCODER = (
-    "{level1.{conv,bn,act},b1.{bn,act},b2.{bn,act},b3.{bn,act},classifier.conv"
-    f",{{level2_0,level3_0}}.{{{_ESP},bn,act}}"
-    f",{{level2.{{0,1}},level3.{{{','.join(map(str, range(8)))}}}}}.{{{_ESP},bn.{{bn,act}}}}}}"
-)
-_E = "{ext_conv{1,2,3}.{0,1,2},out_activation}"
-MODULES = {
-    CGNET: (
-        498,
-        "level1_{0,1,2}.{conv,bn,act}",
-        "{b1,bn_prelu_2,bn_prelu_3}.{bn,act}",
-        f"level{{2,3}}_0.{{{_CG},bn,act,reduce.conv}}",
-        f"{{level2.{{0,1}},level3.{{{','.join(map(str, range(20)))}}}}}.{{{_CG},bn_prelu.{{bn,act}}}}",
-        "classifier.0.conv",
-    ),
-    ESPNET: (
-        210,
-        f"encoder.{_ESP_ENCODER}",
-        "{level3_C.conv,br,conv.{conv,bn,act},up_l3.0,up_l2.{0,1.{bn,act}},classifier}",
-        f"combine_l2_l3.{{0.{{bn,act}},1.{{{_ESP},bn.{{bn,act}}}}}}",
-    ),
-    ESPNET_C: (170, _ESP_ENCODER),
-    ENET: (
-        622,
-        "initial_block.{main_branch,batch_norm,out_activation}",
-        f"{{downsample{{1,2}}_0,regular{{1_1,1_2,1_3,1_4,2_1,2_5,3_0,3_4}}}}.{_E}",
-        f"dilated{{2_2,2_4,2_6,2_8,3_1,3_3,3_5,3_7}}.{_E}",
-        f"asymmetric{{2_3,2_7,3_2,3_6}}.{{{_E},ext_conv2.{{3,4,5}}}}",
-        "regular{4_1,4_2,5_1}.ext_conv{1,2,3}.{0,1}",
-        "upsample{4,5}_0.{{main_conv1,ext_conv1,ext_conv2}.{0,1},ext_tconv1,ext_tconv1_bnorm}",
-        "transposed_conv",
-    ),
     BISENETV2: """
         detail.S1.0.conv.weight backbone.detail.conv1_1.conv.weight
         detail.S3.2.bn.running_var backbone.detail.conv3_3.norm.running_var
@@ -382,9 +337,76 @@ MODULES = {
         x32.0.7.conv_list.1.conv.weight -
         fc.weight -
         """,
+    ERFNET_TRUNK: """
+        features.encoder.initial_block.conv.weight down1.conv.weight
+        features.encoder.layers.0.bn.weight down2.norm.weight
+        features.encoder.layers.14.conv1x3_2.bias block16.conv1x3_2.bias
+        features.encoder.output_conv.weight -
+        classifier.linear.weight -
+        """,
+    EACNET_ERF: """
+        encoder.initial_block.conv.weight backbone.down1.conv.weight
+        encoder.output_conv.bias classifier.bias
+        eac.query_conv.weight attention.query.weight
+        eac.value_conv.bias attention.value.bias
+        eac.gamma attention.alpha
+        """,
+    EACNET_DAB: """
+        init_conv.0.conv.weight backbone.stem1.conv.weight
+        DAB_Block_1.DAB_Module_1_0.conv3x3.conv.weight backbone.block1_1.conv3x3.weight
+        classifier.0.conv.weight classifier.weight
+        eac_module.key_conv.weight attention.key.weight
+        eac_module.gamma attention.alpha
+        """,
 }
-WHOLE = {ERFNET: ("erfnet", {}), DABNET: ("dabnet", {}), FAST_SCNN: ("fast_scnn", {})} | {
+WHOLE = {
     BISENETV2: ("bisenetv2", {}),
+    ERFNET: ("erfnet", {}),
+    DABNET: ("dabnet", {}),
+    FAST_SCNN: ("fast_scnn", {}),
+    DDRNET: ("ddrnet23_slim", {}),
+    PIDNET: ("pidnet_s", {}),
+    CGNET: ("cgnet", {}),
+    ESPNET: ("espnet", {}),
+    ESPNET_C: ("espnet", {"decoder": False}),
+    ENET: ("enet", {}),
+}
+
+# Every module of the public networks, in a shell's braces, and how many keys a state dict has.
+_CG = "conv1x1.{conv,bn,act},F_loc.conv,F_sur.conv,F_glo.fc.{0,2}"
+_ESP = "c1.conv,d1.conv,d2.conv,d4.conv,d8.conv,d16.conv"
+_ESP_ENCODER = (
+    "{level1.{conv,bn,act},b1.{bn,act},b2.{bn,act},b3.{bn,act},classifier.conv"
+    f",{{level2_0,level3_0}}.{{{_ESP},bn,act}}"
+    f",{{level2.{{0,1}},level3.{{{','.join(map(str, range(8)))}}}}}.{{{_ESP},bn.{{bn,act}}}}}}"
+)
+_E = "{ext_conv{1,2,3}.{0,1,2},out_activation}"
+MODULES = {
+    CGNET: (
+        498,
+        "level1_{0,1,2}.{conv,bn,act}",
+        "{b1,bn_prelu_2,bn_prelu_3}.{bn,act}",
+        f"level{{2,3}}_0.{{{_CG},bn,act,reduce.conv}}",
+        f"{{level2.{{0,1}},level3.{{{','.join(map(str, range(20)))}}}}}.{{{_CG},bn_prelu.{{bn,act}}}}",
+        "classifier.0.conv",
+    ),
+    ESPNET: (
+        210,
+        f"encoder.{_ESP_ENCODER}",
+        "{level3_C.conv,br,conv.{conv,bn,act},up_l3.0,up_l2.{0,1.{bn,act}},classifier}",
+        f"combine_l2_l3.{{0.{{bn,act}},1.{{{_ESP},bn.{{bn,act}}}}}}",
+    ),
+    ESPNET_C: (170, _ESP_ENCODER),
+    ENET: (
+        622,
+        "initial_block.{main_branch,batch_norm,out_activation}",
+        f"{{downsample{{1,2}}_0,regular{{1_1,1_2,1_3,1_4,2_1,2_5,3_0,3_4}}}}.{_E}",
+        f"dilated{{2_2,2_4,2_6,2_8,3_1,3_3,3_5,3_7}}.{_E}",
+        f"asymmetric{{2_3,2_7,3_2,3_6}}.{{{_E},ext_conv2.{{3,4,5}}}}",
+        "regular{4_1,4_2,5_1}.ext_conv{1,2,3}.{0,1}",
+        "upsample{4,5}_0.{{main_conv1,ext_conv1,ext_conv2}.{0,1},ext_tconv1,ext_tconv1_bnorm}",
+        "transposed_conv",
+    ),
 }
 
 
@@ -403,8 +425,8 @@ def test_names(name):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_recognised(name):
     assert layouts.recognise([*LAYOUTS[name].marks, "x"]) is LAYOUTS[name]
-    others = [other for other in LAYOUTS if set(LAYOUTS[other].marks) <= set(pairs(name))]
-    assert set(others) <= {name}  # what one layout's files hold is no other's mark
+    # Whatever else its files hold: EACNet's have the names of their trunks' networks too.
+    assert layouts.recognise([*LAYOUTS[name].marks, *pairs(name)]) is LAYOUTS[name]
     assert layouts.recognise(["backbone.down1.conv.weight"]) is None
 
 
