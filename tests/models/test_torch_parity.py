@@ -266,7 +266,7 @@ def batch():
         ("espnet", {}, 1.0, 1e-4),
         ("espnet", {}, None, 0.2),
         ("enet", {"dropout": (0.0, 0.0), "activations": ("prelu",) * 2}, 1.0, 1e-4),
-        ("enet", {"dropout": (0.0, 0.0)}, None, 0.2),
+        ("enet", {"dropout": (0.0, 0.0)}, None, 0.5),
     ],
 )
 def test_training(variant, options, slope, tolerance):
