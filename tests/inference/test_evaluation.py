@@ -171,17 +171,17 @@ def test_data_of_other_classes_are_refused(run, tmp_path, monkeypatch):
     for others, message in (
         (
             (names[1], names[0], *names[2:]),
-            "class 0 is 'sidewalk' in the data and 'road' in the run",
+            "class 0 is 'sidewalk' in the data and 'road' in the network",
         ),
-        (names[:9], "class 9 is missing in the data and 'terrain' in the run"),
-        ((*names, "drone"), "class 19 is 'drone' in the data and missing in the run"),
+        (names[:9], "class 9 is missing in the data and 'terrain' in the network"),
+        ((*names, "drone"), "class 19 is 'drone' in the data and missing in the network"),
     ):
         other = dataclasses.replace(table, class_names=others, palette=((0, 0, 0),) * len(others))
         own = data.load(**settings.dataset_arguments(config, "val"))
         with monkeypatch.context() as patch:
             patch.setattr(data, "load", lambda t=other, d=own, **_: dataclasses.replace(d, table=t))
             with pytest.raises(
-                ValueError, match=f"{message}; give the data the list in .*classes.json"
+                ValueError, match=f"{message}; give the data the network's list, in its"
             ):
                 report_of(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
