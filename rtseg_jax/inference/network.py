@@ -425,7 +425,7 @@ def load(place: str | os.PathLike[str], checkpoint: str = "best", **given: Any) 
         path = shipped()[path.name]
     if path.is_dir():
         config, model, variables, step = load_run(path, checkpoint)
-        facts = {"source": path.name, "scores": _scores(path, step)}
+        facts = {"source": path.name, "scores": _scores(path, config, step)}
         return Network(
             model, variables, class_table(path, config), config, step, view(config), facts=facts
         )
@@ -442,15 +442,16 @@ def load(place: str | os.PathLike[str], checkpoint: str = "best", **given: Any) 
     return _of_bundle(path)
 
 
-def _scores(workdir: pathlib.Path, step: int) -> dict[str, float | None]:
-    """mIoU by data set and split, of the evaluations in a run's folder that are of this step."""
+def _scores(workdir: pathlib.Path, config: ConfigDict, step: int) -> dict[str, float | None]:
+    """mIoU by data set and split, of the evaluations in a run's folder that are of this step and of unseen images."""
     found = {}
+    seen = {"trainval": ("train", "val", "trainval")}.get(config.input.train_split, ("train",))
     for path in sorted(workdir.glob("evaluation*.json")) + sorted(
         workdir.glob("evaluation*/*.json")
     ):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             report = json.loads(path.read_text())
-            if report["step"] == step:
+            if report["step"] == step and report["split"] not in seen:
                 found[f"{report['dataset']} {report['split']} mIoU"] = report["miou"]
     return found
 
