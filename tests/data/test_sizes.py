@@ -132,7 +132,7 @@ def test_the_first_process_gets_the_images_that_are_to_be_drawn(wanted):
 
 def test_what_to_do_about_sizes_is_said():
     with pytest.raises(
-        spec.DataError, match=r"or input.canvas=\(h, w\) and eval.multiple=32, which keep"
+        spec.DataError, match=r"set input.canvas=\(h, w\) and eval.multiple=32, which keep"
     ):
         list(pipeline.eval_batches(DATASET, 2))
 
