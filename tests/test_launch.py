@@ -97,7 +97,7 @@ def test_ten_minutes_of_a_gpu_in_small(tmp_path):
         for backend in ("jax", "torch")
         for mode in ("throughput", "latency", "train")
     }
-    assert (tmp_path / "weights.msgpack").stat().st_size > 1e6
+    assert (tmp_path / "weights.safetensors").stat().st_size > 1e6
     assert json.loads((tmp_path / "evaluation_test.json").read_text())["images"] == 4
 
 
