@@ -128,7 +128,7 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
     )
     # (h, w) that the network sees; None = the frames'
     config.eval.size = config_dict.placeholder(tuple)
-    config.eval.align_corners = False  # how its scores are brought to the frames' size
+    config.eval.align_corners = False  # how frames and scores are resized
     return config
 
 

@@ -34,11 +34,12 @@ def scores(
     std: Triple,
     channels: str = "rgb",
     size: Pair | None = None,
+    align_corners: bool = False,
 ) -> jax.Array:
     """Logits at the network's own stride, float32, of uint8 frames [b, h, w, 3] that it sees at `size` (h, w)."""
     image = normalize(images, mean, std, channels)
     if size is not None:
-        image = resize_bilinear(image, size)
+        image = resize_bilinear(image, size, align_corners)
     return model.apply(variables, image, train=False)["logits"]
 
 
@@ -51,7 +52,7 @@ def predict(
     **options: Any,
 ) -> jax.Array:
     """Logits [b, h, w, k] at the frames' size, bilinear; arguments as of scores()."""
-    logits = scores(model, variables, images, **options)
+    logits = scores(model, variables, images, align_corners=align_corners, **options)
     return resize_bilinear(logits, images.shape[1:3], align_corners)
 
 
@@ -157,7 +158,7 @@ def program(
         std: RGB, in units of [0, 255], as in training.
         channels: The order in which the network wants them, "rgb" or "bgr".
         size: (h, w) that the network sees; None for the frames' own.
-        align_corners: How its scores are brought to the frames' size: as torch's interpolate has it.
+        align_corners: How frames are brought to its size and its scores to theirs: as torch's interpolate has it.
         dtype: The type that is computed in; logits and their upsampling are float32.
         output: "classes", a uint8 class map [b, h, w]; "logits", float32 [b, h, w, k] at the frames' size; or
             "scores", float32 at the network's own stride.
@@ -178,7 +179,14 @@ def program(
         constants = jax.tree.map(jnp.asarray, cast)
         with nn.intercept_methods(folding(exact)):
             logits = scores(
-                model, constants, frames, mean=mean, std=std, channels=channels, size=size
+                model,
+                constants,
+                frames,
+                mean=mean,
+                std=std,
+                channels=channels,
+                size=size,
+                align_corners=align_corners,
             )
         if output == "scores":
             return logits

@@ -104,7 +104,7 @@ class Program(nn.Module):
         std: Deviation of the normalisation, RGB in units of [0, 255].
         channels: The order in which the network wants them, "rgb" or "bgr".
         size: (h, w) that the network sees, bilinear; None for the frames' own.
-        align_corners: How the logits are upsampled.
+        align_corners: How frames and logits are resized.
         dtype: The type that the network computes in; logits and their upsampling are float32.
         layout: Memory format of the image that the network is given.
     """
@@ -135,7 +135,7 @@ class Program(nn.Module):
         if self.channels == "bgr":
             image = image.flip(1)
         if self.size is not None:
-            image = upsample(image, self.size)
+            image = upsample(image, self.size, self.align_corners)
         image = image.to(self.dtype).contiguous(memory_format=self.layout)
         logits = upsample(self.network(image).float(), frames.shape[1:3], self.align_corners)
         return logits.argmax(1).to(torch.uint8)

@@ -7,8 +7,10 @@ import pytest
 
 import rtseg_jax
 from rtseg_jax import models, torch_ref
+from rtseg_jax.base import config as settings
 from rtseg_jax.base import imagenet
 from rtseg_jax.inference import network as networks
+from rtseg_jax.inference import program as infer
 from rtseg_jax.inference import public
 from rtseg_jax.models import flops
 from rtseg_jax.programs.convert import PROGRAM as CONVERT
@@ -73,6 +75,10 @@ def test_a_bundle_computes_what_the_authors_code_does(name, tmp_path, capsys):
     with torch.inference_mode():
         scores = twin(x if size is None else resize(x, size))
         expected = resize(scores, (96, 160))[0].numpy().transpose(1, 2, 0)
+    shown = {**settings.shown(network.config), "size": size}
+    logits = infer.freeze(network.model, network.variables, (1, 96, 160), output="logits", **shown)
+    spread = np.ptp(expected, axis=(0, 1)).max()  # of a class; between classes it can be larger
+    np.testing.assert_allclose(logits(frame[None])[0], expected, rtol=0, atol=1e-3 * spread)
     classes = network.seeing(size)(frame)
     best = np.take_along_axis(expected, classes[..., None].astype(int), -1)[..., 0]
     assert (expected.max(-1) - best).max() <= 1e-4 * np.ptp(expected)
