@@ -7,7 +7,7 @@ Cityscapes' class weights, ImageNet's mean and deviation; OHEM with threshold 0.
   * OHEM keeps at least 131,072 pixels of the 6 crops of one device, which is 1/48;
   * training begins from scratch unless --config.init_from.file=FILE names the ImageNet weights that the authors begin with;
   * CamVid, theirs too: 200 epochs from 0.005, no class weights, from a network that has learnt Cityscapes
-    (--config.init_from.workdir=RUN), on train and val together (--config.input.train_split=trainval). Crops are the
+    (--config.init_from.network=RUN), on train and val together (--config.input.train_split=trainval). Crops are the
     whole 360x480 instead of 720x960.
 """
 

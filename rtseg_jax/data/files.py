@@ -112,19 +112,25 @@ def read_text(path: pathlib.Path) -> str:
         raise DataError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from None
 
 
-def read_rows(path: pathlib.Path) -> Iterator[tuple[str, str, list[str]]]:
-    """The lines of a table that a person wrote: where each stands, the line, and its cells.
+def read_rows(
+    path: pathlib.Path, comment: str | None = None
+) -> Iterator[tuple[str, str, list[str], bool]]:
+    """The lines of a table that a person wrote: where each stands, the line, its cells, and whether spaces part these.
 
-    Cells are separated by tabs, semicolons, commas (with quotes as in CSV) or else spaces; empty lines do not count.
+    Else tabs, semicolons or commas (with quotes as in CSV) do. Empty lines do not count.
+
+    Args:
+        path: The file.
+        comment: What begins a comment.
 
     Raises:
         DataError: as of read_text().
     """
     for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if line := line.strip():
-            mark = next((mark for mark in "\t;," if mark in line), None)
-            cells = next(csv.reader([line], delimiter=mark)) if mark else line.split()
-            yield f"{path}, line {number}", line, [cell.strip() for cell in cells]
+        if content := line.partition(comment)[0].strip() if comment else line.strip():
+            mark = next((mark for mark in "\t;," if mark in content), None)
+            cells = next(csv.reader([content], delimiter=mark)) if mark else content.split()
+            yield f"{path}, line {number}", line.strip(), [c.strip() for c in cells], mark is None
 
 
 _missing: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("missing", default=None)
@@ -177,7 +183,8 @@ def pairs(
     ]
     report_missing(
         [
-            _unusable(wanted) or f"{wanted}: the {what} of {has} is missing; {advice}"
+            (what == "label" and _unusable(wanted))
+            or f"{wanted}: the {what} of {has} is missing; {advice}"
             for wanted, what, has in alone
         ]
     )
@@ -186,9 +193,9 @@ def pairs(
 
 def _unusable(label: pathlib.Path) -> str:
     """What is wrong with a label that is there, but no PNG; "" where there is none."""
-    for ending in (*IMAGE_ENDINGS, ".bmp", ".gif", ".tif", ".tiff", ".npy"):
+    for ending in (".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".npy"):
         other = label.with_suffix(ending)
-        if label.suffix == ".png" and other != label and other.is_file():
+        if other.is_file():
             why = ", whose compression changes the numbers" * (ending in (".jpg", ".jpeg"))
             return (
                 f"{other}: a label cannot be a {ending} file{why}; save it as PNG from its source"
@@ -261,7 +268,7 @@ def read_list(path: pathlib.Path, root: pathlib.Path) -> list[tuple[pathlib.Path
         FileNotFoundError: a file of the list is missing.
     """
     found, missing, partner = [], [], {}
-    for place, line, cells in read_rows(path):
+    for place, line, cells, _ in read_rows(path):
         if not found and not missing and cells in (["image", "label"], ["image", "mask"]):
             continue
         if len(cells) != 2:

@@ -495,8 +495,8 @@ def of_public(
         variant: Its name, where the file does not tell.
         num_classes: How many classes it has, where the file does not tell.
         classes: A list of the classes, as a folder data set has it; None for those of the data set that has so many.
-        **shown: mean and std (RGB, in units of [0, 255]), channels ("rgb" or "bgr") and size (h, w), where they are not
-            those of its authors; None stands for these.
+        **shown: mean and std (RGB, in units of [0, 255]), channels ("rgb" or "bgr") and size, (h, w) or OWN for the
+            frames' own, where they are not those of its authors; None stands for these.
 
     Raises:
         ValueError: see public.read; a list of another length; or nobody says how the network is shown its images.
@@ -515,6 +515,8 @@ def of_public(
         own = {k: getattr(use, k).get(count, getattr(use, k)[None]) for k in ("mean", "std")}
         own |= {"channels": use.channels, "size": use.size}
     shown = {**own, **{k: v for k, v in shown.items() if v is not None}}
+    if shown.get("size") == OWN:
+        shown["size"] = None
     if missing := [f"--{k}" for k in ("mean", "std") if k not in shown]:
         raise ValueError(
             f"{path} does not say how its network was shown images; give {' and '.join(missing)},"

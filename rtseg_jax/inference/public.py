@@ -54,6 +54,17 @@ def _of_255(values: Triple) -> Mapping[int | None, Triple]:
     return {None: tuple(255 * v for v in values)}
 
 
+# Their code divides by 255 once more; CamVid's figures are not published, and these were computed again.
+_ESPNET = {
+    "mean": {None: (73.15840149, 82.90893555, 72.3923111), 12: (105.033, 108.409, 110.331)},
+    "std": {
+        **_of_255((44.91483307, 46.15289307, 45.3192215)),
+        12: tuple(255 * v for v in (69.904, 72.691, 72.126)),
+    },
+    "channels": "bgr",
+    "size": (512, 1024),
+}
+
 USES = {
     "ERFNet as its authors released it": Use(
         (("erfnet", {}),), _ZERO, _255, size=(512, 1024), licence="CC BY-NC 4.0"
@@ -74,20 +85,16 @@ USES = {
     "CGNet as its authors released it": Use(
         (("cgnet", {}),), {None: _CITYSCAPES}, _ONE
     ),
-    # Their code divides by 255 once more; CamVid's figures are not published, and these were computed again.
     "ESPNet as its authors released it": Use(
         tuple(
             ("espnet", {"blocks": (2, q), "skip": skip})
             for q in (8, 5, 3)
             for skip in ("stem", "inject")
         ),
-        {None: (73.15840149, 82.90893555, 72.3923111), 12: (105.033, 108.409, 110.331)},
-        {
-            None: tuple(255 * v for v in (44.91483307, 46.15289307, 45.3192215)),
-            12: tuple(255 * v for v in (69.904, 72.691, 72.126)),
-        },
-        channels="bgr",
-        size=(512, 1024),
+        **_ESPNET,
+    ),
+    "ESPNet-C as its authors released it": Use(
+        tuple(("espnet", {"blocks": (2, q), "decoder": False}) for q in (8, 5, 3)), **_ESPNET
     ),
     "ENet of D. Silva": Use((("enet", {}),), _ZERO, _255, void="first"),
     "BiSeNetV2 of CoinCheung": Use(

@@ -70,7 +70,7 @@ def define(flags: Flags) -> None:
     )
     flags.words("std", "R,G,B; its authors' if not given.")
     flags.string("channels", "Order in which it wants them, rgb or bgr; its authors' if not given.")
-    flags.size("that it sees; its authors' if not given.")
+    flags.size("that it sees, or 'own'; its authors' if not given.")
     flags.string("checkpoint", "Of a run: best, latest, a step.", "best")
 
 
@@ -96,8 +96,6 @@ def main(given: Given, files: list[str]) -> None:
     options = vars(given) | {name: _triple(name, getattr(given, name)) for name in ("mean", "std")}
     if options["channels"] not in (None, "rgb", "bgr"):
         raise ValueError(f"--channels={given.channels} is impossible; choose rgb or bgr")
-    if given.size == "own":
-        options["size"] = None
     convert(*files, **options)
 
 

@@ -17,6 +17,8 @@ from rtseg_jax.inference import network as networks
 from rtseg_jax.train import step
 from rtseg_jax.weights import checkpoint, torch_files
 
+NORMALISATION = ("mean", "std", "channels")  # of config.augment
+
 
 def begin(
     config: ml_collections.ConfigDict,
@@ -39,13 +41,13 @@ def begin(
         return _init_from_network(state, tx, config, devices)
     if given.file:
         return _init_from_file(state, tx, config, devices)
-    if given.papers:
-        print(f"note: all weights are drawn; the paper begins with {given.papers}")
     if given.required:
         raise ValueError(
             "this stage goes on from other weights; give --config.init_from.network=RUN, or"
             " --config.init_from.file=FILE with a backbone of PyTorch"
         )
+    if given.papers:
+        print(f"note: all weights are drawn; the paper begins with {given.papers}")
     return state
 
 
@@ -87,16 +89,15 @@ def _init_from_network(
 
 def _say_differences(config: ml_collections.ConfigDict, source: networks.Network) -> None:
     """Says in what a network that is taken saw its images otherwise than this run's does, or is built otherwise."""
-    theirs, ours = source.config, config
-    keys = ["augment.mean", "augment.std"]
-    if source.name == config.model.name:
-        options = set(theirs.model.options) & set(ours.model.options)
-        keys += [f"model.options.{name}" for name in sorted(options)]
-    lines = [
-        f"--config.{key}={settings.get(theirs, key)}"
-        for key in keys
-        if settings.get(theirs, key) != settings.get(ours, key)
-    ]
+
+    def said(config):
+        values = {f"augment.{k}": settings.shown(config)[k] for k in NORMALISATION}
+        if source.name == config.model.name:
+            values |= {f"model.options.{k}": v for k, v in config.model.options.items()}
+        return values
+
+    theirs, ours = said(source.config), said(config)
+    lines = [f"--config.{k}={v}" for k, v in theirs.items() if k in ours and v != ours[k]]
     if lines:
         print(
             f"note: {config.init_from.network} was trained with {' '.join(lines)}; this run is not"
@@ -142,22 +143,23 @@ def _restart(
 def with_preprocessing(
     config: ml_collections.ConfigDict, workdir: pathlib.Path
 ) -> ml_collections.ConfigDict:
-    """The config with the mean and deviation that it leaves open.
+    """The config with the mean and deviation that it leaves open, and where both are, the order of the channels.
 
     They are those of the run in `workdir`, else of the network that it begins with, else ImageNet's.
     """
-    if config.augment.mean is not None and config.augment.std is not None:
+    open_ = [key for key in ("mean", "std") if config.augment[key] is None]
+    if not open_:
         return config
     if (workdir / "config.json").is_file():
-        known = settings.read(workdir).augment
+        known = settings.shown(settings.read(workdir))
     elif config.init_from.network:
-        known = networks.load(config.init_from.network, config.init_from.checkpoint).config.augment
+        source = networks.load(config.init_from.network, config.init_from.checkpoint)
+        known = settings.shown(source.config)
     else:
-        known = {"mean": imagenet.MEAN, "std": imagenet.STD}
+        known = {"mean": imagenet.MEAN, "std": imagenet.STD, "channels": config.augment.channels}
     config = copy.deepcopy(config).unlock()
-    for key in ("mean", "std"):
-        if config.augment[key] is None:
-            config.augment[key] = known[key]
+    for key in NORMALISATION if len(open_) == 2 else open_:
+        config.augment[key] = known[key]
     return config.lock()
 
 

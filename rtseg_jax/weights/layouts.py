@@ -529,14 +529,14 @@ LAYOUTS = (
         ("conv1.0.weight", "down4.3.weight"),
         dict(_ddrnet()),
         trunk=False,
-        hint="the network here has the auxiliary head seghead_extra, and planes=32, spp_planes=128, head_planes=64",
+        hint="the network here is DDRNet-23-slim: planes=32, spp_planes=128, head_planes=64",
     ),
     Layout(
         "PIDNet as its authors released it",
         ("conv1.0.weight", "pag3.f_x.0.weight", "layer3_d.conv1.weight"),
         dict(_pidnet()),
         trunk=False,
-        hint="the network here is PIDNet-S with its training heads seghead_p and seghead_d",
+        hint="the network here is PIDNet-S",
     ),
     Layout(
         "CGNet as its authors released it",
@@ -571,7 +571,6 @@ LAYOUTS = (
         ("detail.S1.0.conv.weight", "segment.S1S2.conv.conv.weight", "bga.left1.0.weight"),
         dict(_bisenetv2()),
         trunk=False,
-        hint="a file without the training heads aux2 to aux5_4 does not fit",
     ),
     Layout(
         "STDC-Seg as its authors released it",

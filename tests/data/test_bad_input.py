@@ -351,6 +351,14 @@ def test_labels_that_are_no_pngs_are_named(trees):
     )
 
 
+def test_an_image_that_is_missing_is_no_bad_label(trees):
+    load, image, _ = trees["camvid"]
+    image.rename(image.with_suffix(".jpg"))
+    with pytest.raises(FileNotFoundError) as raised:
+        load("train")
+    one_line(raised, f"{image}: the image of ", " is missing")
+
+
 def split_of(labels, names=("a", "b"), **options):
     """A data set whose labels hold these values."""
     table = spec.ClassTable("mine", names, ((1, 2, 3), (4, 5, 6))[: len(names)])

@@ -298,6 +298,7 @@ def test_an_empty_split(root):
         ("classes.txt", b"name,r,g,b\nc0,90,90,90\n c1 , 200,60,40\n", ("c0", "c1")),
         ("classes.csv", b"Name;R;G;B\r\nc0;90;90;90\r\nc1;200;60;40\r\n", ("c0", "c1")),
         ("classes.txt", b"name r g b\nsky blue 90 90 90\nc1 200 60 40\n", ("sky blue", "c1")),
+        ("classes.txt", b"c0 90 90 90 # grass, and hay\nc1 200 60 40\n", ("c0", "c1")),
         ("classes.txt", "\ufeffäcker\nc1\n".encode(), ("äcker", "c1")),
         ("classes.txt", "äcker\r\nc1".encode("utf-16"), ("äcker", "c1")),
     ],

@@ -95,6 +95,11 @@ def test_heads_for_training_may_be_missing(name, tmp_path):
     assert set(again.variables["params"]) == set(variables["params"])
 
 
+def test_every_network_that_is_recognised_has_its_use():
+    whole = {name for name, layout in LAYOUTS.items() if not (layout.trunk or layout.refused)}
+    assert set(public.USES) == whole
+
+
 def test_what_a_file_does_not_tell(tmp_path):
     """A twin's own file: the network is known by its names, how it was shown images by nobody."""
     torch.save(torch_ref.create("dabnet", 7).state_dict(), tmp_path / "net.pth")
@@ -115,6 +120,11 @@ def test_flags_come_before_the_authors(tmp_path, capsys):
     flags = ["--mean=1,2,3", "--std=4,5,6", "--channels=bgr", "--size=32x64"]
     CONVERT([str(tmp_path / "net.pth"), out, *flags])
     assert "sees 32x64, BGR, mean (1, 2, 3), std (4, 5, 6)" in capsys.readouterr().out
+    own = rtseg_jax.load(tmp_path / "net.pth", size="own")
+    assert own.config.eval.size is None
+    written("ERFNet as its authors released it", tmp_path / "erf.pth")
+    assert rtseg_jax.load(tmp_path / "erf.pth").config.eval.size == (512, 1024)
+    assert rtseg_jax.load(tmp_path / "erf.pth", size="own").config.eval.size is None
     for wrong in ("--mean=1,2", "--std=1,0,1", "--channels=grb"):
         with pytest.raises(ValueError, match=f"{wrong} is impossible"):
             CONVERT([str(tmp_path / "net.pth"), out, wrong])

@@ -242,7 +242,8 @@ def test_two_stages_are_one_command(tmp_path, capsys):
 def test_whatever_fits_is_taken_with_its_normalisation(tmp_path, capsys):
     """What one's own data begin with: another list of classes, and no mean of its own."""
     first = tmp_path / "first"
-    loop.train_and_evaluate(tiny(num_steps=2, augment__mean=(1.0, 2.0, 3.0)), str(first))
+    shown = {"augment__mean": (1.0, 2.0, 3.0), "augment__channels": "bgr"}
+    loop.train_and_evaluate(tiny(num_steps=2, **shown), str(first))
     root = tmp_path / "mine"
     for kind in ("images", "labels"):
         for split in ("train", "val"):
@@ -269,19 +270,20 @@ def test_whatever_fits_is_taken_with_its_normalisation(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "drawn anew: attention/key, attention/query, attention/value, classifier\n" in said, said
     used = json.loads((tmp_path / "second" / "config.json").read_text())["augment"]
-    assert used["mean"] == [1.0, 2.0, 3.0] and "note:" not in said
+    assert used["mean"] == [1.0, 2.0, 3.0] and used["channels"] == "bgr" and "note:" not in said
     (_, one), (_, two) = (final_state(tmp_path / name) for name in ("first", "second"))
     name = "['params']['backbone']['block2_3']['conv1x1']['kernel']"
     np.testing.assert_array_equal(two[name], one[f"['ema']{name}"])
 
 
 def test_what_a_network_was_shown_otherwise_is_said(four_steps, tmp_path, capsys):
-    config = tiny(num_steps=2, init_from__network=str(four_steps[0]), augment__std=(9.0, 9.0, 9.0))
+    shown = {"augment__std": (9.0, 9.0, 9.0), "augment__channels": "bgr"}
+    config = tiny(num_steps=2, init_from__network=str(four_steps[0]), **shown)
     capsys.readouterr()
     loop.train_and_evaluate(config, str(tmp_path / "run"))
     assert (
-        f"note: {four_steps[0]} was trained with --config.augment.std=(60.0, 60.0, 60.0); this run is not"
-        in capsys.readouterr().out
+        f"note: {four_steps[0]} was trained with --config.augment.std=(60.0, 60.0, 60.0)"
+        " --config.augment.channels=rgb; this run is not" in capsys.readouterr().out
     )
 
 

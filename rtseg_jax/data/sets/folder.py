@@ -17,7 +17,7 @@ from rtseg_jax.data import files, spec
 
 ANNOTATIONS = ("ids", "colors")
 CLASSES = ("classes.txt", "classes.csv", "classes.json")
-HEADING = ["red", "green", "blue"]  # or r, g, b: of a table of classes
+HEADINGS = (["r", "g", "b"], ["red", "green", "blue"])  # of a table of classes, after the name
 LabelMap = tuple[tuple[int, int], ...]
 
 
@@ -62,18 +62,13 @@ def write_classes(table: spec.ClassTable, path: str | os.PathLike[str]) -> None:
 
 def _text_rows(path: pathlib.Path) -> list[tuple[str, spec.Color | None]]:
     rows = []
-    for place, line, cells in files.read_rows(path):
-        if line.startswith("#"):
+    for place, line, cells, spaced in files.read_rows(path, comment="#"):
+        if not rows and [cell.lower() for cell in cells[-3:]] in HEADINGS:
             continue
-        split = " ".join(cells) != " ".join(line.split())  # by something else than spaces
-        if not split:
-            cells = line.partition("#")[0].split()
         color = [cell for cell in cells[-3:] if cell.isdecimal()]
-        if not rows and [cell.lower() for cell in cells[-3:]] in (["r", "g", "b"], HEADING):
-            continue
-        if len(color) == 3 and (len(cells) == 4 or len(cells) > 4 and not split):
+        if len(color) == 3 and (len(cells) == 4 or len(cells) > 4 and spaced):
             rows.append((" ".join(cells[:-3]), _color(place, map(int, color))))
-        elif not split and not any(cell.isdecimal() for cell in cells[1:]):
+        elif spaced and not any(cell.isdecimal() for cell in cells[1:]):
             rows.append((" ".join(cells), None))
         else:
             raise spec.DataError(f"{place}: expects `name` or `name R G B`, got {line!r}")
