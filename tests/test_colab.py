@@ -29,6 +29,7 @@ def test_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.setenv(
         "PATH", os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     )
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
@@ -36,6 +37,12 @@ def test_notebook_runs(tmp_path, monkeypatch):
     text = "".join(output.get("text", "") for output in outputs)
     # A `!command` that fails stops no notebook.
     assert "error: " not in text and "Traceback" not in text, text
-    for said in ("best checkpoint, step 2", "fast_scnn | 32x64", "written: ", "(1, 64, 128) uint8"):
+    for said in (
+        "best checkpoint, step 2",
+        "fast_scnn | 32x64",
+        "written: ",
+        "(1, 64, 128) uint8",
+        "'road'",
+    ):
         assert said in text, text
     assert any("image/png" in output.get("data", {}) for output in outputs)

@@ -7,6 +7,7 @@ import shlex
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from rtseg_jax.__main__ import PROGRAMS
 from rtseg_jax.base import config as settings
@@ -99,6 +100,21 @@ def test_keys_and_links_exist(page):
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         if not link.startswith("https://"):
             assert (PAGES[page].parent / link).exists(), link
+
+
+def test_readme_segments_its_photo(tmp_path, monkeypatch):
+    """With the network that comes with the package."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    (code,) = blocks(PAGES["README.md"].read_text(), "python")
+    exec(compile(code, "readme", "exec"), found := {})
+    with Image.open(ROOT / "docs" / "street.jpg") as photo:
+        assert found["classes"].shape == photo.size[::-1]
+    shares = dict(zip(*np.unique(found["classes"], return_counts=True), strict=True))
+    names = found["network"].class_names
+    assert {"sky", "building", "road"} <= {names[c] for c in sorted(shares, key=shares.get)[-5:]}
+    with Image.open(tmp_path / "overlay.png") as overlay:
+        assert overlay.width == found["classes"].shape[1]
 
 
 def test_own_data_example_runs(tmp_path, monkeypatch, capsys):

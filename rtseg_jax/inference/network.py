@@ -505,7 +505,7 @@ def of_public(
     found = public.read(path, variant, num_classes)
     use, count = found.use, found.num_classes
     if classes is None:
-        table = public.class_table(count, use.void if use else "last")
+        table = public.class_table(count)
     else:
         table = folder.read_classes(classes)
         if table.num_classes != count:

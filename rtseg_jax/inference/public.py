@@ -29,7 +29,6 @@ class Use:
         channels: The order in which the network wants them.
         size: (h, w) that the network sees; None for the frames' own.
         align_corners: How frames and scores are resized.
-        void: Where in the list the class void stands, if there is one: "first" or "last".
         licence: Of the authors' own files.
     """
 
@@ -39,7 +38,6 @@ class Use:
     channels: str = "rgb"
     size: tuple[int, int] | None = None
     align_corners: bool = False
-    void: str = "last"
     licence: str = "MIT"
 
 
@@ -96,7 +94,7 @@ USES = {
     "ESPNet-C as its authors released it": Use(
         tuple(("espnet", {"blocks": (2, q), "decoder": False}) for q in (8, 5, 3)), **_ESPNET
     ),
-    "ENet of D. Silva": Use((("enet", {}),), _ZERO, _255, void="first"),
+    "ENet of D. Silva": Use((("enet", {}),), _ZERO, _255),
     "BiSeNetV2 of CoinCheung": Use(
         (("bisenetv2", {}),), _of_255((0.3257, 0.3690, 0.3223)), _of_255((0.2112, 0.2148, 0.2115))
     ),
@@ -213,30 +211,20 @@ def _count_classes(state: Mapping[str, Any], two: Any, three: Any) -> int:
     raise ValueError("no layer of the file tells how many classes there are; give --num_classes")
 
 
-def class_table(count: int, void: str = "last") -> ClassTable:
+def class_table(count: int) -> ClassTable:
     """The names and colours of so many classes, where nothing else is known of them.
 
-    Those of the data set that has so many, with void where there is one more; else numbers and PASCAL VOC's colours.
-
-    Args:
-        count: How many.
-        void: Where void stands, "first" or "last".
+    Those of the data set that has so many, or for Cityscapes and CamVid one less, void being the last; else numbers and
+    PASCAL VOC's colours.
     """
-    known = {data.TABLES[name].num_classes: data.TABLES[name] for name in _DATA}
+    known = {table.num_classes: table for table in reversed(data.TABLES.values())}
     if count in known:
         return known[count]
-    if count - 1 in known and count - 1 in (11, 19):
+    if count in (12, 20):
         table = known[count - 1]
-        names, palette = (list(x) for x in (table.class_names, table.palette))
-        at = 0 if void == "first" and count == 20 else len(names)
-        names.insert(at, "void")
-        palette.insert(at, (0, 0, 0))
-        return ClassTable(table.name, tuple(names), tuple(map(tuple, palette)))
+        return ClassTable(table.name, (*table.class_names, "void"), (*table.palette, (0, 0, 0)))
     return ClassTable(
         "unknown",
         tuple(f"class {i}" for i in range(count)),
         tuple(voc_color(i) for i in range(1, count + 1)),
     )
-
-
-_DATA = ("cityscapes", "camvid", "nyuv2", "ade20k")

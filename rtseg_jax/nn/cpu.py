@@ -17,14 +17,11 @@ from rtseg_jax.nn.forms import DIMENSIONS, Form, Geometry, Pair, convolve, outpu
 
 def dense(x: Array, kernel: Array, geometry: Geometry) -> Form:
     """The form of a dense convolution of these shapes."""
-    forward = inference = functools.partial(convolve, geometry=geometry)
+    forward = inference = functools.partial(_aligned, geometry=geometry)
+    keeps = geometry.strides == (1, 1) and output_size(x, kernel, geometry) == x.shape[1:3]
     if math.prod(kernel.shape[:3]) <= 27 and geometry.strides != (1, 1):  # an image's stem
         forward = inference = functools.partial(_tap_by_tap, geometry=geometry)
-    elif (
-        math.prod(kernel.shape[:2]) == 3
-        and geometry.strides == (1, 1)
-        and output_size(x, kernel, geometry) == x.shape[1:3]
-    ):
+    elif keeps and (math.prod(kernel.shape[:2]) == 3 or kernel.shape[0] == 3 and x.shape[3] <= 12):
         # Not in training, where the product would be kept for the norm's statistics and the way back.
         inference = functools.partial(_side_by_side, geometry=geometry)
 
@@ -117,21 +114,39 @@ def _tap_by_tap(x, kernel, geometry):
     return y.astype(x.dtype)
 
 
+def _aligned(x, kernel, geometry):
+    """XLA's own convolution, with zeros for channels that its products lack to be fast: 25 take longer than 32."""
+    ci, co = kernel.shape[2:]
+    more = -ci % 4, -co % 8 if co > 24 else 0
+    if kernel.shape[:2] == (1, 1) or more == (0, 0):
+        return convolve(x, kernel, geometry)
+    x = jnp.pad(x, [(0, 0)] * 3 + [(0, more[0])])
+    kernel = jnp.pad(kernel, [(0, 0)] * 2 + [(0, n) for n in more])
+    return convolve(x, kernel, geometry)[..., :co]
+
+
 def _side_by_side(x, kernel, geometry):
-    """Dense convolution that keeps the size as one matrix product for all taps, whose shifted parts are summed.
+    """Dense convolution that keeps the size as one matrix product, whose shifted parts are summed.
 
     A CPU runs the product at up to twice the speed of XLA's convolution, and what follows (bias, norm, ReLU) is part of
     the sum's loop. The product holds taps x output values: with the three taps of 3x1 and 1x3 its speed outweighs that
-    traffic, with nine it does not.
+    traffic, with nine it does not. A square kernel therefore takes the taps of a row from an input with as many copies
+    side by side, which pays for few channels.
     """
     kh, kw, ci, co = kernel.shape
+    shifts = _shifts((kh, kw), geometry)
+    if kh > 1 and kw > 1:
+        copies = [shifted(x, (0, column)) for _, column in shifts[:kw]]
+        x = jnp.concatenate(copies, axis=-1)
+        kernel = kernel.reshape(kh, 1, kw * ci, co)
+        shifts = [(row, 0) for row, _ in shifts[::kw]]
+    taps = len(shifts)
     parts = lax.dot_general(
-        x.reshape(-1, ci),
-        kernel.transpose(2, 0, 1, 3).reshape(ci, kh * kw * co),
+        x.reshape(-1, x.shape[3]),
+        kernel.transpose(2, 0, 1, 3).reshape(x.shape[3], taps * co),
         (((1,), (0,)), ((), ())),
         preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
-    ).reshape(*x.shape[:3], kh * kw, co)
-    shifts = _shifts((kh, kw), geometry)
+    ).reshape(*x.shape[:3], taps, co)
     y = sum(shifted(parts[:, :, :, i], shift) for i, shift in enumerate(shifts))
     return y.astype(x.dtype)
 

@@ -21,6 +21,8 @@ class Layout:
         trunk: Whether the layout is that of a trunk alone.
         ignored: Pattern of the keys without a counterpart here: an ImageNet classifier, an auxiliary head.
         inplace: Pattern of the keys of InPlaceABN's weights w, of which the norm's scale is |w| + 1e-5.
+        void_first: The key of a transposed convolution to scores, whose class void comes first where there are 20; it comes
+            last here.
         hint: What to know when the state dict does not fit.
         refused: Why its network is not here, if it is not.
     """
@@ -31,6 +33,7 @@ class Layout:
     trunk: bool
     ignored: str = r"(?!)"
     inplace: str = r"(?!)"
+    void_first: str = ""
     hint: str = ""
     refused: str = ""
 
@@ -50,6 +53,8 @@ class Layout:
         """What we store of a key's array or tensor."""
         if key in self.modules:
             return value.reshape(())  # a weight of its own, which has no module
+        if key == self.void_first and value.shape[1] == 20:
+            return value[:, [*range(1, 20), 0]]
         return abs(value) + 1e-5 if re.fullmatch(self.inplace, key) else value
 
 
@@ -564,7 +569,8 @@ LAYOUTS = (
         ("initial_block.main_branch.weight", "transposed_conv.weight"),
         dict(_enet()),
         trunk=False,
-        hint="his files of CamVid have 12 classes, unlabeled being the last; those of Cityscapes 20, it being the first",
+        void_first="transposed_conv.weight",
+        hint="his files of CamVid have 12 classes, those of Cityscapes 20; void is the last, here of both",
     ),
     Layout(
         "BiSeNetV2 of CoinCheung",

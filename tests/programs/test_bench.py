@@ -157,18 +157,18 @@ def test_torch_variants_name_the_same_classes(tmp_path, one_thread, variant, dty
 
 
 def test_layers(tmp_path):
-    """Every module to the depth once, with its multiply-adds; like blocks are timed together."""
-    bench.write_weights(bench.random_variables("fast_scnn", 5), tmp_path / "weights")
-    request = {**REQUEST, "model": "fast_scnn", "weights": str(tmp_path / "weights")}
+    """Every module to the depth once, with its multiply-adds; like blocks are timed together, and a size among the arguments stays one."""
+    bench.write_weights(bench.random_variables("espnet", 5), tmp_path / "weights")
+    request = {**REQUEST, "model": "espnet", "weights": str(tmp_path / "weights")}
     answer = rivals.layers({**request, "batch": 1, "depth": 1})
-    assert [row["path"] for row in answer["rows"]] == ["backbone", "fusion", "classifier"]
+    assert [row["path"] for row in answer["rows"]] == ["backbone", "classifier", "decoder"]
     assert all(row["ms"] > 0 and row["calls"] == 1 for row in answer["rows"])
     whole = bench.prepare({**request, "batch": 1}, tmp_path, None)["macs"]
     assert sum(row["macs"] for row in answer["rows"]) == whole
     table = bench_tables.layer_table(
         {**request, "batch": 1}, {**answer, "whole_ms": 2 * answer["rows"][0]["ms"]}
     )
-    assert "| backbone | FastSCNNBackbone | 1x32x48x3 | 1 |" in table
+    assert "| backbone | ESPNetBackbone | 1x32x48x3 | 1 |" in table
     assert "| 50.0 % |" in table
 
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from xml.etree import ElementTree
 
 import jax.numpy as jnp
@@ -323,20 +324,20 @@ def loaded(tmp_path_factory):
     """The folder of a run with a checkpoint and seven images to evaluate, and what is loaded from it."""
     run = tiny_run.write(tmp_path_factory.mktemp("runs") / "tiny", input__num_eval=7)
     (run / "metrics.jsonl").write_text('{"step": 7, "loss": 1.5, "miou": 0.5}\n')
-    return run, networks.load_run(run)
+    return run, networks.load(run)
 
 
 @pytest.fixture(scope="module")
 def network(loaded):
-    config, model, variables, _ = loaded[1]
-    given = {"mean": config.augment.mean, "std": config.augment.std}
-    return infer.freeze(model, variables, (1, 64, 128), **given)
+    augment = loaded[1].config.augment
+    given = {"mean": augment.mean, "std": augment.std}
+    return infer.freeze(loaded[1].model, loaded[1].variables, (1, 64, 128), **given)
 
 
 @pytest.fixture(scope="module")
 def predicted(loaded, network):
     """name -> (mIoU of the image, photo, prediction, truth)."""
-    dataset = data.load(**settings.dataset_arguments(loaded[1][0], "val"))
+    dataset = data.load(**settings.dataset_arguments(loaded[1].config, "val"))
     found = {}
     for name, (photo, truth) in zip(dataset.names, map(dataset.load, range(7)), strict=True):
         classes = np.asarray(network(photo[None]))[0]
@@ -352,12 +353,12 @@ def predicted(loaded, network):
 @pytest.fixture(scope="module")
 def trained(loaded, predicted):
     """The folder with its evaluation."""
-    run, (config, _, _, step) = loaded
+    run, trained = loaded
     confusion = np.zeros((19, 19), np.int64)
     for _, _, classes, truth in predicted.values():
         np.add.at(confusion, (truth[truth != 255], classes[truth != 255]), 1)
-    dataset = data.load(**settings.dataset_arguments(config, "val"))
-    facts = {"model": config.model.name, "step": step}
+    dataset = data.load(**settings.dataset_arguments(trained.config, "val"))
+    facts = {"model": trained.name, "step": trained.step}
     evaluator.write_report(run / "evaluation.json", confusion, dataset, **facts)
     return run
 
@@ -365,7 +366,7 @@ def trained(loaded, predicted):
 @pytest.fixture(scope="module")
 def compiled(loaded, network):
     """Functions in place of those that load the run and compile its network, which has been done once."""
-    return {"load_run": lambda *_: loaded[1], "classifier": lambda *_, **options: network}
+    return {"load": lambda *_: loaded[1], "classifier": lambda *_, **options: network}
 
 
 @pytest.fixture
@@ -504,7 +505,7 @@ def test_data_of_other_classes_have_no_pictures(trained, monkeypatch):
 
 
 def test_no_pictures_asked_for_needs_no_network(trained, monkeypatch):
-    monkeypatch.delattr(networks, "load_run")
+    monkeypatch.delattr(networks, "load")
     found = figures(trained, images=0)
     assert (found["images"]["shown"], found["images"]["note"]) == ([], "")
     assert drawn(found).find(".//section[@id='images']") is None
@@ -614,6 +615,21 @@ def test_what_is_wrong_with_the_options_is_said_in_a_line(tmp_path, options, err
         report.write_report([make(tmp_path / "run")], **options)
 
 
+def test_a_network_in_a_file_has_a_page(trained, loaded, quick, tmp_path, monkeypatch):
+    """Without an evaluation what it is; with one, its scores and pictures."""
+    monkeypatch.chdir(tmp_path)
+    loaded[1].save("net.safetensors")
+    page = drawn(figures(tmp_path / "net.safetensors"))
+    notes = texts(page, ".//p[@class='note']")
+    assert any("rtseg evaluate --network writes one" in note for note in notes)
+    assert [section.get("id") for section in page.iter("section")] == ["config"]
+    assert "parameters" in texts(page, ".//dt") and "training time" not in texts(page, ".//dt")
+    found = figures(tmp_path / "net.safetensors", evaluation=str(trained / "evaluation.json"))
+    assert percent(found["runs"][0]["evaluation"]["miou"]) and len(found["images"]["shown"]) == 6
+    report.PROGRAM(["net.safetensors", "--images=0"])
+    assert (tmp_path / "report.html").is_file()
+
+
 @pytest.mark.parametrize("workdirs", [[], ["run", "run"]])
 def test_no_run_and_one_twice_are_refused(tmp_path, workdirs):
     with pytest.raises(ValueError, match="give the folder of a run, or those of several different"):
@@ -713,9 +729,11 @@ def pair(trained, loaded, network, tmp_path, monkeypatch):
 
     for name in ("a", "b"):
         shutil.copytree(trained, tmp_path / name)
-    monkeypatch.setattr(
-        networks, "load_run", lambda path, *_: (loaded[1][0], path.name, *loaded[1][2:])
-    )
+
+    def named(path, *_):
+        return types.SimpleNamespace(**{**vars(loaded[1]), "model": path.name})
+
+    monkeypatch.setattr(networks, "load", named)
     both = {"a": network, "b": shifted}
     monkeypatch.setattr(networks, "classifier", lambda name, *_, **options: both[name])
     return tmp_path / "a", tmp_path / "b"
@@ -746,7 +764,7 @@ def test_why_runs_have_no_pictures_together(pair, monkeypatch, capsys):
     def fail(*_):
         raise FileNotFoundError("no <s> here;\nset it")
 
-    monkeypatch.setattr(networks, "load_run", fail)
+    monkeypatch.setattr(networks, "load", fail)
     page = drawn(figures(*pair))
     assert texts(page, ".//section[@id='images']/*")[1:] == ["No pictures: no <s> here; set it"]
     assert "no pictures: no <s> here; set it\n" in capsys.readouterr().out

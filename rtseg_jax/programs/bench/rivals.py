@@ -474,16 +474,22 @@ def layers(request: Request) -> dict[str, Any]:
             for name, tree in variables.items()
         }
         leaves, structure = jax.tree.flatten(row["args"])
+        places = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape")]  # others are sizes
         arrays = [
-            jax.device_put(rng.normal(size=leaf.shape).astype(leaf.dtype), device)
-            for leaf in leaves
+            jax.device_put(rng.normal(size=leaves[i].shape).astype(leaves[i].dtype), device)
+            for i in places
         ]
         alone = block.clone(parent=None, name=None)
 
-        def run(*arrays, alone=alone, own=own, structure=structure, kwargs=row["kwargs"]):
+        def run(
+            *arrays, alone=alone, own=own, kwargs=row["kwargs"], tree=(structure, leaves, places)
+        ):
+            structure, leaves, places = tree
+            given = {**dict(enumerate(leaves)), **dict(zip(places, arrays, strict=True))}
+            arguments = jax.tree.unflatten(structure, given.values())
             constants = jax.tree.map(jnp.asarray, own)
             with nn.intercept_methods(infer.folding(own)):
-                return alone.apply(constants, *jax.tree.unflatten(structure, arrays), **kwargs)
+                return alone.apply(constants, *arguments, **kwargs)
 
         compiled = jax.jit(run).lower(*arrays).compile()
         rival = Rival(
@@ -494,7 +500,7 @@ def layers(request: Request) -> dict[str, Any]:
             {
                 "path": name,
                 "kind": type(block).__name__,
-                "inputs": [list(leaf.shape) for leaf in leaves],
+                "inputs": [list(array.shape) for array in arrays],
                 "calls": row["calls"],
                 "ms": _layer_time(rival, request["seconds"]),
                 "macs": cost.get(name, 0),

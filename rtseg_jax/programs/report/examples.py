@@ -70,15 +70,18 @@ def _examiner(run: runs.Run, root: str | None) -> tuple[Dataset, Callable[[Datas
     That gives of each example its index, its confusion int64 [k, k] and its class map, which is padded where sizes vary.
     """
     given = run.evaluation
-    config, model, variables, _ = networks.load_run(run.workdir, str(given["step"]))
+    network = networks.load(run.place, str(given["step"]))
+    config = network.config
+    if "train_split" not in config.input:
+        raise ValueError(f"{run.name} brings no data")
     if root is not None:
         config.input.root = root
     dataset = data.load(**settings.dataset_arguments(config, given["split"]))
     networks.check_classes(run.table, dataset)
     size = given.get("size", config.eval.size)
     classify = networks.classifier(
-        model,
-        variables,
+        network.model,
+        network.variables,
         seen=lambda frame: size and tuple(size),
         scales=tuple(given.get("scales", (1.0,))),
         flip=given.get("flip", False),

@@ -1,13 +1,16 @@
-"""One self-contained page about a run, or about several side by side.
+"""One self-contained page about a run or a network, or about several side by side.
 
 rtseg report RUN
 rtseg report RUN --evaluation=evaluation_test --images=8
 rtseg report RUN RUN --output=comparison.html
+rtseg report eacnet_dabnet_camvid --evaluation=evaluation_test --root=CAMVID
 
 The page of a run shows its scores beside those that the papers print for its network, the curves, IoU per class, the
 confusion, the images with the best and the worst mIoU of their own (their classes are predicted here, by the evaluated
-checkpoint; --images=0 leaves them out) and the config. The page of several runs shows their curves and scores together,
-the images on which they differ most, and where their configs differ. It is one file that needs no network and no server.
+checkpoint; --images=0 leaves them out) and the config. A bundle, or a network that comes with the package, has the same page
+but for the curves; its scores are those that `rtseg evaluate --network` wrote. The page of several runs shows their curves
+and scores together, the images on which they differ most, and where their configs differ. It is one file that needs no
+server and fetches nothing.
 
 Here the figures of a page are computed, as one dictionary; templates/ draws them.
 """
@@ -51,6 +54,7 @@ def _facts(run: runs.Run) -> dict[str, Any]:
         "parameters": run.parameters,
         "steps": run.steps,
         "seconds": run.seconds,
+        "in_a_file": not run.place.is_dir(),
     }
 
 
@@ -93,7 +97,7 @@ def _printed(run: runs.Run) -> list[dict[str, Any]]:
 
 def _curves(group: Sequence[runs.Run]) -> list[dict[str, Any]]:
     """Lists every figure that any run has logged, as arguments of `charts.chart`."""
-    splits = {run.config.input.eval_split for run in group}
+    splits = {run.config.input.get("eval_split", "") for run in group}
     on = f" on {min(splits)}" if len(splits) == 1 else ""
     known = {
         "loss": ("Training loss", 1.0, True),
@@ -173,7 +177,7 @@ def run_figures(run: runs.Run, images: dict[str, Any]) -> dict[str, Any]:
         run: What `runs.read` tells.
         images: The result of `report_examples.figures`.
     """
-    about = [run.name, f"{run.dataset} {run.split}"]
+    about = [run.name, f"{run.dataset} {run.split}", *run.about]
     found = {
         "title": f"{run.config.model.name} on {run.dataset}",
         "about": about,
@@ -296,18 +300,18 @@ def draw(found: dict[str, Any]) -> str:
 
 
 def write_report(
-    workdirs: Sequence[pathlib.Path],
+    places: Sequence[pathlib.Path],
     *,
     output: pathlib.Path | None = None,
     evaluation: str | None = None,
     images: int = 6,
     root: str | None = None,
 ) -> pathlib.Path:
-    """Writes the page of a run, or of several.
+    """Writes the page of a run or network, or of several.
 
     Args:
-        workdirs: Folders of the runs.
-        output: The file; None for report.html in the run's folder, or comparison.html here.
+        places: Folders of runs, or networks; see `runs.read`.
+        output: The file; None for report.html in the run's folder, of a network here, or comparison.html here.
         evaluation: The argument of `runs.read`; of several runs, each has its own in its folder.
         images: How many pictures, 0 for none.
         root: The data set's folder, if it has moved.
@@ -319,15 +323,16 @@ def write_report(
         ValueError: no run, one twice, or an output that is a folder; or as of runs.read().
         FileNotFoundError: as of runs.read(), or no folder for the output.
     """
-    if not workdirs or len(set(workdirs)) < len(workdirs):
+    if not places or len(set(places)) < len(places):
         raise ValueError("give the folder of a run, or those of several different ones")
-    alone = len(workdirs) == 1
-    output = output or (workdirs[0] / "report.html" if alone else pathlib.Path("comparison.html"))
-    group = runs.read_several(workdirs, evaluation)
+    alone = len(places) == 1
+    folder = places[0] if alone and places[0].is_dir() else pathlib.Path()
+    output = output or folder / ("report.html" if alone else "comparison.html")
+    group = runs.read_several(places, evaluation)
     for run in group:
-        if not alone and evaluation and run.workdir not in run.evaluated.parents:
+        if not alone and evaluation and run.place not in run.evaluated.parents:
             raise ValueError(
-                f"--evaluation={evaluation} is not in {run.workdir}; of several runs each has its own"
+                f"--evaluation={evaluation} is not in {run.place}; of several runs each has its own"
             )
     if output.is_dir():
         raise ValueError(f"--output={output} is a folder; give a file, as {output / 'report.html'}")
@@ -339,7 +344,10 @@ def write_report(
 
 def define(flags: Flags) -> None:
     """Defines the flags."""
-    flags.path("output", "File; RUN/report.html if not given, comparison.html of several runs.")
+    flags.path(
+        "output",
+        "File; RUN/report.html if not given, report.html of a network, comparison.html of several.",
+    )
     flags.string("evaluation", "evaluation.json or its folder, in RUN or anywhere.")
     flags.count("images", "How many pictures.", 6, low=0)
     flags.string("root", "The data set's folder, if it has moved.")
@@ -358,4 +366,4 @@ def main(given: Given, runs: list[str]) -> None:
     print(f"written: {written} ({written.stat().st_size / 1e6:.2f} MB)")
 
 
-PROGRAM = Program(__doc__, define, main, takes="folders of runs")
+PROGRAM = Program(__doc__, define, main, takes="folders of runs, or networks")

@@ -1,4 +1,4 @@
-"""What the folder of a run tells, finished or not, and what the papers print for its network."""
+"""What the folder of a run tells, finished or not, or a network in a file, and what the papers print for it."""
 
 import dataclasses
 import json
@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from rtseg_jax import models
@@ -32,11 +34,11 @@ _TRAINING_ONLY = ("dropout", "encoder_head", "frozen_statistics", "parent")  # o
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run's folder tells.
+    """What a run's folder tells, or a network in a file, which has no history.
 
     Attributes:
         name: To tell it from the others of a page.
-        workdir: Its folder.
+        place: Its folder, or the file.
         config: The run's config.
         table: Its classes.
         evaluation: The content of its evaluation.json, None where there is none yet.
@@ -44,10 +46,11 @@ class Run:
         history: What metrics.jsonl holds: figure -> (step, value) of all steps that logged it.
         parameters: How many, of params.txt.
         seconds: That it trained, evaluations included, by its TensorBoard events.
+        about: What else is known of a network in a file.
     """
 
     name: str
-    workdir: pathlib.Path
+    place: pathlib.Path
     config: ConfigDict
     table: ClassTable
     evaluation: dict[str, Any] | None
@@ -55,6 +58,7 @@ class Run:
     history: dict[str, Points]
     parameters: int | None
     seconds: float | None
+    about: Sequence[str] = ()
 
     @property
     def dataset(self) -> str:
@@ -65,7 +69,9 @@ class Run:
     @property
     def split(self) -> str:
         """That was evaluated, or will be."""
-        return self.evaluation["split"] if self.evaluation else self.config.input.eval_split
+        return (
+            self.evaluation["split"] if self.evaluation else self.config.input.get("eval_split", "")
+        )
 
     @property
     def steps(self) -> int | None:
@@ -73,49 +79,66 @@ class Run:
         return max((points[-1][0] for points in self.history.values()), default=None)
 
 
-def read(workdir: pathlib.Path, evaluation: str | None = None, name: str | None = None) -> Run:
-    """Reads a run, finished or not.
+def read(place: pathlib.Path, evaluation: str | None = None, name: str | None = None) -> Run:
+    """Reads a run, finished or not, or a network.
 
     Args:
-        workdir: Its folder.
+        place: The run's folder; else as of inference.network.load().
         evaluation: An evaluation.json or its folder, in the run's folder or anywhere; None for the one that training
-            wrote, if it has.
-        name: On the page; None for the folder's.
+            wrote, if it has, and for none of a network.
+        name: On the page; None for that of the folder or file.
 
     Raises:
-        FileNotFoundError: no run, or not the evaluation that was asked for.
+        FileNotFoundError: no run or network, or not the evaluation that was asked for.
         DataError: a file that cannot be read.
         ValueError: an evaluation of another network.
     """
-    if not (workdir / "config.json").is_file():
-        raise FileNotFoundError(f"{workdir} holds no config.json; give the folder of a run")
-    parts = _read_json(workdir / "config.json")
+    name = place.stem if name is None else name
+    if not place.is_dir():
+        return _read_network(place, evaluation, name)
+    if not (place / "config.json").is_file():
+        raise FileNotFoundError(f"{place} holds no config.json; give the folder of a run")
+    parts = _read_json(place / "config.json")
     if not isinstance(parts, dict) or not {"eval", "input", "model"} <= parts.keys():
-        raise DataError(f"{workdir / 'config.json'}: no config of ours; give the folder of a run")
-    config = settings.read(workdir)
-    table = networks.class_table(workdir, config)
-    path = workdir / "evaluation.json"
-    if evaluation is not None:
-        path = _find_evaluation(workdir, evaluation)
-    found = _read_evaluation(path, config, table) if path.is_file() else None
-    listing = workdir / "params.txt"
+        raise DataError(f"{place / 'config.json'}: no config of ours; give the folder of a run")
+    config = settings.read(place)
+    table = networks.class_table(place, config)
+    path = place / "evaluation.json" if evaluation is None else _find_evaluation(place, evaluation)
+    listing = place / "params.txt"
     return Run(
-        name=workdir.name if name is None else name,
-        workdir=workdir,
+        name=name,
+        place=place,
         config=config,
         table=table,
-        evaluation=found,
+        evaluation=_read_evaluation(path, config, table) if path.is_file() else None,
         evaluated=path,
-        history=_read_history(workdir / "metrics.jsonl"),
+        history=_read_history(place / "metrics.jsonl"),
         parameters=_count_parameters(listing.read_text()) if listing.is_file() else None,
-        seconds=_training_seconds(workdir),
+        seconds=_training_seconds(place),
     )
 
 
-def read_several(workdirs: Sequence[pathlib.Path], evaluation: str | None = None) -> list[Run]:
+def _read_network(place: pathlib.Path, evaluation: str | None, name: str) -> Run:
+    network = networks.load(place)
+    path = None if evaluation is None else _find_evaluation(pathlib.Path.cwd(), evaluation)
+    return Run(
+        name=name,
+        place=place,
+        config=network.config,
+        table=network.table,
+        evaluation=path and _read_evaluation(path, network.config, network.table),
+        evaluated=path or place,
+        history={},
+        parameters=sum(np.size(x) for x in jax.tree.leaves(network.variables["params"])),
+        seconds=None,
+        about=[f"step {network.step:,}"] * bool(network.step) + network.described(),
+    )
+
+
+def read_several(places: Sequence[pathlib.Path], evaluation: str | None = None) -> list[Run]:
     """Reads runs, each called by its path below the folder that all lie in; arguments and errors as of `read`."""
-    folder = os.path.commonpath([path.absolute().parent for path in workdirs])
-    return [read(path, evaluation, os.path.relpath(path, folder)) for path in workdirs]
+    folder = os.path.commonpath([path.absolute().parent for path in places])
+    return [read(path, evaluation, os.path.relpath(path, folder)) for path in places]
 
 
 def comparable(group: Sequence[Run]) -> bool:
