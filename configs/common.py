@@ -132,6 +132,27 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
     return config
 
 
+def ohem_loss(threshold: float, min_kept: float, **more) -> ml_collections.ConfigDict:
+    """Options of a loss of OHEM cross-entropies, and what else that loss takes."""
+    weights = config_dict.placeholder(tuple)
+    options = {"class_weights": weights, "threshold": threshold, "min_kept": min_kept}
+    return ml_collections.ConfigDict({**options, **more})
+
+
+def new_heads(modules: str) -> tuple[tuple[str, float, float], ...]:
+    """Groups for an optimizer: ten times the rate in modules that begin anew, no decay of norms and biases.
+
+    Args:
+        modules: Their names, as a regular expression.
+    """
+    heads, one_dimension = f"^({modules})/", "(scale|bias)$"
+    return (
+        (f"{heads}.*{one_dimension}", 10.0, 0.0),
+        (heads, 10.0, 1.0),
+        (one_dimension, 1.0, 0.0),
+    )
+
+
 def streets(config: ml_collections.ConfigDict) -> None:
     """A short run on rendered streets: needs no data and ends within minutes on two CPU cores."""
     config.input.mode = "resident"

@@ -33,7 +33,7 @@ from jaxtyping import Array, Float
 
 from rtseg_jax.models.zoo.fast_scnn import FEATURES, Classifier, FastSCNNBackbone
 from rtseg_jax.nn import losses
-from rtseg_jax.nn.conv import Conv, ConvBatchNorm, kaiming_normal_fan_out
+from rtseg_jax.nn.conv import Conv, ConvBatchNorm, ConvBatchNormReLU, kaiming_normal_fan_out
 from rtseg_jax.nn.pool import global_max, max_pool
 from rtseg_jax.nn.resize import resize_bilinear
 
@@ -158,9 +158,9 @@ class PyramidFeatureFusion(nn.Module):
         """Joins the maps at the size of the first."""
 
         def merged(name, channels, kernel_size, *maps):
-            return ConvBatchNorm(
-                channels, kernel_size, activation=nn.relu, dtype=self.dtype, name=name
-            )(jnp.concatenate(maps, axis=-1), train=train)
+            return ConvBatchNormReLU(channels, kernel_size, dtype=self.dtype, name=name)(
+                jnp.concatenate(maps, axis=-1), train=train
+            )
 
         def up(x, like):
             return resize_bilinear(x, like.shape[1:3])
