@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import ml_collections
 from absl import flags
 
+from rtseg_jax.base.files import written_whole
+
 flags.disclaim_key_flags()  # --help lists --config under the program that asks for it
 
 
@@ -90,9 +92,8 @@ def write(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
         before, now = (_flat(json.loads(t)) for t in (path.read_text(), text))
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         print(f"config changed since this run began: {', '.join(changed)}")
-    new = path.with_suffix(".json.new")  # a kill, or a full disk, leaves the one that there is
-    new.write_text(text)
-    new.replace(path)
+    with written_whole(path) as new:
+        new.write_text(text)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

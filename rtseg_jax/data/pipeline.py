@@ -17,11 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Sharding
 from jaxtyping import Array, Bool, Int, Int32, Int64, UInt8
 
+from rtseg_jax.base import mesh
 from rtseg_jax.base.files import one_line
-from rtseg_jax.base.threads import ahead
+from rtseg_jax.base.threads import ahead, workers
 from rtseg_jax.data.spec import IGNORE, DataError, Dataset, too_few_classes, where
 
 Images = UInt8[np.ndarray, "b h w 3"]
@@ -92,16 +93,12 @@ def batch_indices(
     return order[k * batch_size : (k + 1) * batch_size][part].astype(np.int32)
 
 
-def _workers(num_workers: int | None) -> int:
-    return (os.cpu_count() or 1) if num_workers is None else num_workers
-
-
 def _load_in_order(
     dataset: Dataset, indices: Iterable[int], num_workers: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Loads examples in threads, a bounded number ahead of the consumer."""
     calls = (functools.partial(dataset.load, i) for i in indices)
-    with contextlib.closing(ahead(calls, _workers(num_workers))) as futures:
+    with contextlib.closing(ahead(calls, num_workers)) as futures:
         for future in futures:
             yield future.result()
 
@@ -114,7 +111,7 @@ def check_labels(dataset: Dataset, num_workers: int | None = None) -> None:
     """
     calls = (functools.partial(dataset.load, int(i)) for i in epoch_order(0, 0, len(dataset)))
     counts = np.zeros(256, np.int64)
-    with contextlib.closing(ahead(calls, _workers(num_workers))) as futures:
+    with contextlib.closing(ahead(calls, num_workers)) as futures:
         for future in futures:
             with contextlib.suppress(DataError, OSError):  # said when its turn comes
                 counts += np.bincount(future.result()[1].ravel(), minlength=256)
@@ -217,11 +214,7 @@ class Resident:
         if not n:
             raise ValueError(f"{dataset.table.name} {dataset.split} has no images to load")
         if sharding is None:
-            devices = jax.devices()
-            mesh = jax.make_mesh(
-                (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
-            )
-            sharding = NamedSharding(mesh, PartitionSpec())
+            sharding = mesh.replicated(mesh.make_mesh())
         parts = 1 if sharding.is_fully_replicated else sharding.num_devices
         images: list[Array] = []
         labels: list[Array] = []
@@ -282,9 +275,8 @@ def gather(
 def _tensorflow() -> types.ModuleType:
     """Tensorflow, quiet and off the GPU, which is jax's."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault(
-        "TF_ENABLE_ONEDNN_OPTS", "0"
-    )  # it prints a line, and nothing here convolves
+    # It prints a line, and nothing here convolves.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         import tensorflow as tf
     except ImportError as error:
@@ -371,16 +363,16 @@ class Streaming:
                 image, label = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
             return image, label, i
 
-        workers = _workers(num_workers)
+        threads = workers(num_workers)
         options = tf.data.Options()
-        options.threading.private_threadpool_size = workers  # the common pool ends at the CPU cores
+        options.threading.private_threadpool_size = threads  # the common pool ends at the CPU cores
         stream = (
             tf.data.Dataset.range(start_step, start_step + num_steps)
             .map(lambda step: tf.numpy_function(indices_of, [step], tf.int32))
             .unbatch()
             .map(
                 lambda i: tf.numpy_function(load, [i], (tf.uint8, tf.uint8, tf.int32)),
-                num_parallel_calls=workers,
+                num_parallel_calls=threads,
                 deterministic=True,
             )
             .batch(local)

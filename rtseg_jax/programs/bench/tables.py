@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rtseg_jax.base.extras import optional
 from rtseg_jax.models import published
 from rtseg_jax.programs.shared import tables
 
@@ -153,19 +154,15 @@ def picture(lines: Sequence[Record], path: pathlib.Path) -> None:
     Raises:
         ValueError: matplotlib is missing, or there is no figure of throughput.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError(
-            "--picture takes matplotlib; install it with: pip install 'rtseg_jax[bench]'"
-        ) from None
+    figures, agg = (
+        optional(f"matplotlib.{part}", "bench") for part in ("figure", "backends.backend_agg")
+    )
     lines = [line for line in lines if line["mode"] == "throughput" and "ms" in line]
     groups = _group(lines, "device", "dtype", "batch", "height", "width")
     if not groups:
         raise ValueError("no line of throughput to draw; measure with --mode=throughput first")
-    figure = Figure(figsize=(15, 4.5 * len(groups)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.Figure(figsize=(15, 4.5 * len(groups)), layout="constrained")
+    agg.FigureCanvasAgg(figure)
     axes = figure.subplots(len(groups), 3, squeeze=False)
     for row, ((device, dtype, batch, height, width), group) in zip(
         axes, groups.items(), strict=True

@@ -216,11 +216,10 @@ def predict_images(
         except OSError as error:
             problems.append(f"{path}: its results cannot be written ({one_line(error)})")
 
-    workers = num_workers or os.cpu_count() or 1
     network = timed(classes, clock, given)
     start = time.perf_counter()
-    reading = ahead((functools.partial(read_frame, path) for _, path, _ in work), workers)
-    with contextlib.closing(reading), behind(workers) as submit:
+    reading = ahead((functools.partial(read_frame, path) for _, path, _ in work), num_workers)
+    with contextlib.closing(reading), behind(num_workers) as submit:
         bar = tqdm(work, unit="image", disable=None)
         for (_, path, target), future in zip(bar, reading, strict=True):
             try:
