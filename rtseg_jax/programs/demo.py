@@ -36,6 +36,7 @@ from rtseg_jax import data
 from rtseg_jax.base import config as settings
 from rtseg_jax.base.extras import optional
 from rtseg_jax.base.files import absolute
+from rtseg_jax.base.sizes import Pair
 from rtseg_jax.data import files
 from rtseg_jax.data.spec import ClassTable, Image3, Label
 from rtseg_jax.inference import evaluator, pictures
@@ -44,7 +45,6 @@ from rtseg_jax.programs.shared.command_line import Flags, Given, Program
 from rtseg_jax.programs.shared.process import prepare_process
 from rtseg_jax.weights import checkpoint
 
-Pair = tuple[int, int]
 KEPT = 4  # compiled programs, each for one checkpoint and one size of frames
 CALLS, SECONDS = 5, 1.0  # a time is the median of so many calls, of fewer where they take longer
 EXAMPLES = 4

@@ -112,8 +112,7 @@ def onnx(
     twin = torch_ref.create(variant, num_classes, **options)
     model = models.create(variant, num_classes=num_classes, **options)
     whole, frozen = (
-        {name for name, *_ in torch_files.named(flops.variable_shapes(model, train=train))}
-        for train in (True, False)
+        torch_files.names(flops.variable_shapes(model, train=train)) for train in (True, False)
     )
     torch_ref.load(twin, torch_files.to_torch(variables), without=whole - frozen)
     program = torch_ref.Program(twin, dtype=getattr(torch, dtype), **seen)

@@ -84,6 +84,16 @@ def named(variables: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...], 
         yield name, axes, tuple(leaf.shape[axis] for axis in axes)
 
 
+def names(variables: Mapping[str, Any]) -> set[str]:
+    """The PyTorch names of arrays or shapes."""
+    return {name for name, *_ in named(variables)}
+
+
+def without_counts(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict without BatchNorm's num_batches_tracked."""
+    return {k: v for k, v in state.items() if k.rpartition(".")[2] != "num_batches_tracked"}
+
+
 def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Converts Flax variables to the state dict of the PyTorch network of the same name.
 
@@ -121,8 +131,7 @@ def from_torch(
     Raises:
         ValueError: names that only one side has, or shapes that differ; the message lists the first.
     """
-    given = {k: v for k, v in state.items() if k.rpartition(".")[2] != "num_batches_tracked"}
-    wanted = {}
+    given, wanted = without_counts(state), {}
     for path, leaf in leaves(template):
         name, axes = _rule(path, len(leaf.shape))
         wanted[name] = (path, axes, tuple(leaf.shape[axis] for axis in axes), leaf.dtype)
