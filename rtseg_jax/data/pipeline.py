@@ -11,8 +11,7 @@ import os
 import traceback
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -181,18 +180,15 @@ class Resident:
 
     Attributes:
         arrays: The pytree to pass to the jitted step, for `gather`.
-        num_bytes: What it takes on a device that holds all of it.
     """
 
     arrays: Arrays
-    num_bytes: int
 
     def __init__(
         self,
         dataset: Dataset,
         sharding: Sharding | None = None,
         *,
-        progress: Callable[[int, int], Any] | None = None,
         chunk_elements: int = 2**31 - 1,
         num_workers: int | None = None,
     ) -> None:
@@ -200,9 +196,7 @@ class Resident:
 
         Args:
             dataset: All its examples must have one size.
-            sharding: How the arrays [n, h, w, ...] lie on the devices: replicated, or split along n (padded to divide).
-                None replicates over all devices.
-            progress: Called with (examples loaded, all) after each one.
+            sharding: The devices, each of which holds the arrays [n, h, w, ...]; None for all that there are.
             chunk_elements: No array gets more elements; indices into larger ones overflow 32 bits.
             num_workers: Loading threads; None for as many as there are CPU cores.
 
@@ -215,7 +209,6 @@ class Resident:
             raise ValueError(f"{dataset.table.name} {dataset.split} has no images to load")
         if sharding is None:
             sharding = mesh.replicated(mesh.make_mesh())
-        parts = 1 if sharding.is_fully_replicated else sharding.num_devices
         images: list[Array] = []
         labels: list[Array] = []
         examples = enumerate(_load_in_order(dataset, range(n), num_workers))
@@ -223,26 +216,23 @@ class Resident:
         for i, (image, label) in examples:
             if i == 0:
                 size = label.shape
-                rows = chunk_elements // image.size // parts * parts
+                rows = chunk_elements // image.size
                 if not rows:
                     raise ValueError(
                         f"{where(dataset, 0)} has {image.size} values, more than fit "
-                        f"{parts} times into an array of {chunk_elements}; use input.mode=streaming"
+                        f"into an array of {chunk_elements}; use input.mode=streaming"
                     )
             check_size(dataset, i, label.shape, size)
             if i == start:
                 # Fresh memory for each chunk: a CPU device keeps what it is given instead of copying.
-                count = -(-min(rows, n - start) // parts) * parts
+                count = min(rows, n - start)
                 chunk = np.zeros((count, *size, 3), np.uint8), np.zeros((count, *size), np.uint8)
             chunk[0][i - start], chunk[1][i - start] = image, label
             if i + 1 == min(start + rows, n):
                 images.append(_place(chunk[0], sharding))
                 labels.append(_place(chunk[1], sharding))
                 start = i + 1
-            if progress is not None:
-                progress(i + 1, n)
         self.arrays = {"images": tuple(images), "labels": tuple(labels)}
-        self.num_bytes = sum(x.nbytes for x in (*images, *labels))
 
 
 def _place(host: np.ndarray, sharding: Sharding) -> Array:

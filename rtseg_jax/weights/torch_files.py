@@ -244,40 +244,17 @@ def our_names(state: Mapping[str, Any]) -> tuple[dict[str, Any], layouts.Layout 
     return renamed, layout
 
 
-def load_torch(path: str | os.PathLike[str], template: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads a whole network: the state dict of a twin, or one of layouts.LAYOUTS, as the public has it.
-
-    Auxiliary heads that the network here has not are left out; every other key must have its place, and every place its key.
-
-    Args:
-        path: See read_state.
-        template: {"params": ..., "batch_stats": ...} of the network's shapes, as flops.variable_shapes() gives them.
-
-    Returns:
-        {"params": ..., "batch_stats": ...} of numpy arrays.
-
-    Raises:
-        ValueError: see read_state; or names or shapes that differ, the first of them in the message; or the file holds a
-            trunk alone.
-        FileNotFoundError: no such file.
-    """
-    state, layout = our_names(read_state(path))
-    if layout is not None and layout.trunk:
-        raise ValueError(f"{path} holds a trunk alone ({layout.name}); the network has more")
-    return from_torch(state, template, hint=layout.hint if layout else "")
-
-
 def load_torch_backbone(
     path: str | os.PathLike[str], template: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Reads the weights of a network's module "backbone" from a trunk's file or from a whole network's.
 
-    A trunk is ResNet or MobileNetV2 of torchvision or timm, or STDC, whose ImageNet classifier is left out; of a whole network
-    (see load_torch) everything beside its backbone is.
+    A trunk is ResNet or MobileNetV2 of torchvision or timm, or STDC, whose ImageNet classifier is left out; of a whole
+    network everything beside its backbone is.
 
     Args:
         path: See read_state.
-        template: The network's shapes, as load_torch takes them; those beside the backbone do not count.
+        template: {"params": ..., "batch_stats": ...} of the network's shapes; those beside the backbone do not count.
 
     Returns:
         {"params": {"backbone": ...}, "batch_stats": {"backbone": ...}} of numpy arrays.
