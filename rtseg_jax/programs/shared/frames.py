@@ -13,4 +13,4 @@ def smooth_frames(count: int, size: tuple[int, int], seed: int = 0) -> np.ndarra
     rows, columns = hats(size[0], 6), hats(size[1], 8)
     coarse = np.random.default_rng(seed).uniform(0, 255, (count, 6, 8, 3))
     frames = [np.einsum("hi,ijc,wj->hwc", rows, grid, columns, optimize=True) for grid in coarse]
-    return np.stack(frames).astype(np.uint8)
+    return np.stack(frames).astype(np.uint8, order="C")
