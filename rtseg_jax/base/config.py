@@ -23,7 +23,6 @@ flags.disclaim_key_flags()  # --help lists --config under the program that asks 
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
-
 # A checkout has configs/ beside the package, an installed wheel has it inside.
 _SHIPPED = (_PACKAGE.parent / "configs", _PACKAGE / "_shipped" / "configs")
 
@@ -154,7 +153,6 @@ def _is_pattern(text: str) -> bool:
 
 
 _COUNT, _SHARE, _SIZE = _whole(1), _number(0, 1.0), _each(_whole(1), 2)
-
 
 # What can be said of a value without looking at the data or at other values; the functions that take them say the rest.
 _ALLOWED = {

@@ -27,8 +27,6 @@ from rtseg_jax.data.spec import (
 )
 
 INVALID = 254  # in a raw -> train id table: this raw value must not occur
-
-
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
 
 

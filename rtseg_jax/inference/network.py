@@ -32,8 +32,6 @@ from rtseg_jax.models import flops
 from rtseg_jax.weights import bundle, checkpoint, torch_files
 
 MAX_PIXELS = 1024 * 2048  # a frame of Cityscapes
-
-
 MIN_SIDE = 32  # the coarsest stride of the networks
 
 

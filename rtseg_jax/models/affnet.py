@@ -38,11 +38,7 @@ from rtseg_jax.nn.pool import global_max, max_pool
 from rtseg_jax.nn.resize import resize_bilinear
 
 FUSIONS = ("concat_ewa", "ewa_concat", "ewa", "concat", "fpn_pan")
-
-
 FINALS = ("concat", "add")
-
-
 Maps = tuple[Float[Array, "b _ _ _"], ...]
 
 

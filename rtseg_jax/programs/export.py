@@ -41,16 +41,13 @@ from rtseg_jax.weights import bundle, torch_files
 
 FORMATS = ("stablehlo", "onnx", "bundle")
 
-
 DTYPES = {
     "stablehlo": ("float32", "bfloat16", "float16"),
     "onnx": ("float32", "float16"),
     "bundle": bundle.DTYPES,
 }
 
-
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-
 
 # How far below the best score the score of a chosen class may lie, over the largest score.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}

@@ -29,10 +29,8 @@ TORCH_FILES = (".pth", ".pt", ".tar")
 # HRNet's trainer, on which others build, keeps the network as "model" in one module with its losses, which have weights.
 LOSSES = re.compile(r"(sem_|bd_)?loss\.")
 
-
 # Nothing in a kernel's shape tells a transposed convolution (the decoders of ERFNet, ESPNet and ENet have three each); its name does.
 TRANSPOSED = (r"(^|\.)up\d+(\.conv)?$", r"(^|\.)decoder\.classifier$")
-
 
 _LEAVES = {
     ("params", "kernel"): "weight",

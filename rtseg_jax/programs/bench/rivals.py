@@ -26,14 +26,8 @@ from rtseg_jax.programs.bench.clock import Foreign, Rival, calibrate, cpus, time
 from rtseg_jax.programs.shared.frames import smooth_frames
 
 MEAN, STD = (105.0, 105.0, 105.0), (60.0, 60.0, 60.0)  # RGB, in units of [0, 255]
-
-
 BUFFERS = 4  # that take turns, so that no call finds its input in a cache by luck
-
-
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-4
-
-
 Request = dict[str, Any]
 
 

@@ -11,7 +11,6 @@ from rtseg_jax.programs.shared import tables
 
 BACKENDS = ("jax", "torch", "onnxruntime")
 
-
 # The row of a network in its paper's tables of speed. EACNet's Tables 1 and 3 print no size; Table 4 has the same
 # networks and figures at 512x1024.
 PAPER_ROWS = {
@@ -30,14 +29,10 @@ PAPER_ROWS = {
     "asap": ("ASAP", "ASAP"),
 }
 
-
 UNPRINTED_SIZE = {("EACNet", "1"): (512, 1024), ("EACNet", "3"): (512, 1024)}
-
 
 # Part of the machine's processor time that other processes may have had before the tables warn.
 FOREIGN = 0.05
-
-
 Record = dict[str, Any]
 
 

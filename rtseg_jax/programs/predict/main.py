@@ -49,11 +49,7 @@ from rtseg_jax.programs.shared.process import prepare_process
 
 IMAGE_ENDINGS = (*files.IMAGE_ENDINGS, ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 UNREAD = (".heic", ".heif", ".avif", ".jxl", ".psd", ".svg")  # images that are not
-
-
 KINDS = ("ids", "masks", "overlays")
-
-
 MANY_SIZES = 8  # from here on, --multiple is worth a hint
 
 
