@@ -1,8 +1,8 @@
 """AFFNet (Kuang et al., "Lightweight Semantic Segmentation Network based on Attention Feature Fusion").
 
 Four maps of a Fast-SCNN trunk, at output strides 8, 16, 32 and 32, meet in one module at stride 8 that weights them by
-attention before it joins them. This file holds the network with the ablations of Tables I and II, the two networks
-that it is compared with in Tables III and V (Fast-SCNN and SPSSNet), and its loss.
+attention before it joins them. This file holds the network with the ablations of Tables I and II, and its loss; the two
+networks that it is compared with in Tables III and V, Fast-SCNN and SPSSNet, are in zoo/.
 
 Readings (where the paper is silent or contradicts itself, and what its tables settle; the trunk has its own list):
   * the four inputs are the end of learning to downsample and the three units of the deep branch, the last one after
@@ -57,14 +57,8 @@ class ConvolutionalBlockAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         def conv(features, kernel_size, name):
-            return Conv(
-                features,
-                kernel_size,
-                use_bias=False,
-                kernel_init=kaiming_normal_fan_out,
-                dtype=self.dtype,
-                name=name,
-            )
+            options = {"kernel_init": kaiming_normal_fan_out, "dtype": self.dtype}
+            return Conv(features, kernel_size, use_bias=False, **options, name=name)
 
         def pooled(y, axis):
             mean = jnp.mean(y, axis, keepdims=True, dtype=jnp.float32).astype(y.dtype)
