@@ -199,10 +199,6 @@ def classifier(
         return total + jax.nn.softmax(logits)
 
     @jax.jit
-    def add_mirrored(total, logits):
-        return total + jax.nn.softmax(logits[:, :, ::-1])
-
-    @jax.jit
     def most_probable(total):
         return jnp.argmax(total, axis=-1).astype(jnp.uint8)
 
@@ -215,7 +211,7 @@ def classifier(
             total = add(total, frozen(shape, scale)(frames))
             if flip:
                 mirrored = np.ascontiguousarray(frames[:, :, ::-1])
-                total = add_mirrored(total, frozen(shape, scale)(mirrored))
+                total = add(total, frozen(shape, scale)(mirrored)[:, :, ::-1])
         return most_probable(total)
 
     return classify
