@@ -200,11 +200,12 @@ class Pyramid(nn.Module):
         self, x: Float[Array, "b h w c"], *, train: bool
     ) -> Float[Array, "b h w features"]:
         means = [avg_pool(x, (2 * n + 1, 2 * n + 1), (n, n), (n, n)) for n in POOLS]
-        scales = []
-        for i, y in enumerate((x, *means, global_avg_pool(x))):
-            scale = NormReLUConv(self.width, dtype=self.dtype, name=f"scale{i}")
-            scales.append(resize_bilinear(scale(y, train=train), x.shape[1:3]))
-        maps = jnp.concatenate(self.refined(scales[0], scales[1:], train), axis=-1)
+        scales = [
+            NormReLUConv(self.width, dtype=self.dtype, name=f"scale{i}")(y, train=train)
+            for i, y in enumerate((x, *means, global_avg_pool(x)))
+        ]
+        first, *others = (resize_bilinear(y, x.shape[1:3]) for y in scales)
+        maps = jnp.concatenate(self.refined(first, others, train), axis=-1)
         merged = NormReLUConv(self.features, dtype=self.dtype, name="compress")(maps, train=train)
         shortcut = NormReLUConv(self.features, dtype=self.dtype, name="shortcut")
         return merged + shortcut(x, train=train)
