@@ -22,7 +22,6 @@ The paper says ImageNet weights for ResNet-18, batch 4, SGD with momentum 0.9 an
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 from configs import common
 from rtseg_jax.base import imagenet
@@ -78,12 +77,5 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         )
     if word["length"] == "smoke":
         common.smoke(config)
-    config.loss = ml_collections.ConfigDict(
-        {
-            "class_weights": config_dict.placeholder(tuple),
-            "threshold": 0.7,
-            "min_kept": 1 / 16,
-            "aux_weights": (1.0, 1.0),
-        }
-    )
+    config.loss = common.ohem_loss(0.7, 1 / 16, aux_weights=(1.0, 1.0))
     return config

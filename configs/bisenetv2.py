@@ -12,14 +12,11 @@ one scale of whole frames. Readings:
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 from configs import common
 
 MEAN = (83.0535, 94.095, 82.1865)  # of Cityscapes' frames, RGB
 STD = (53.856, 54.774, 54.8325)
-HEADS = "^(classifier|aux[2-5])/"
-ONE_DIMENSION = "(scale|bias)$"
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
@@ -40,23 +37,12 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         config.optim.lr = 5e-3
         config.optim.schedule.update({"warmup_steps": 1000, "warmup_start": 0.1})
         config.optim.method.update({"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4})
-        config.optim.method.groups = (
-            (HEADS + ".*" + ONE_DIMENSION, 10.0, 0.0),
-            (HEADS, 10.0, 1.0),
-            (ONE_DIMENSION, 1.0, 0.0),
-        )
+        config.optim.method.groups = common.new_heads("classifier|aux[2-5]")
         config.eval.every_steps = 5000
     if word["dataset"] == "camvid":
         config.input.mode = "resident"
         config.augment.crop = (360, 480)
     if word["length"] == "smoke":
         common.smoke(config)
-    config.loss = ml_collections.ConfigDict(
-        {
-            "class_weights": config_dict.placeholder(tuple),
-            "threshold": 0.7,
-            "min_kept": 1 / 16,
-            "aux_weight": 1.0,
-        }
-    )
+    config.loss = common.ohem_loss(0.7, 1 / 16, aux_weight=1.0)
     return config

@@ -41,76 +41,14 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
     config.ema_decay = 0.0  # of averaged weights, which evaluation then uses; 0 = none
     config.log_every = 20  # steps
     config.checkpoint_every = 1000  # steps, besides every evaluation
-
     config.model = ml_collections.ConfigDict({"name": model, "options": options})
+    weights = config_dict.placeholder(tuple)
     config.loss = ml_collections.ConfigDict(
-        {
-            "kind": "cross_entropy",
-            "class_weights": config_dict.placeholder(tuple),
-            "threshold": 0.7,
-            "min_kept": 1 / 16,
-        }
+        {"kind": "cross_entropy", "class_weights": weights, "threshold": 0.7, "min_kept": 1 / 16}
     )
-
-    config.input = ml_collections.ConfigDict()
-    config.input.dataset = dataset
-    config.input.source = "files"  # or "tfds": prepared by TensorFlow Datasets, root its data_dir
-    config.input.root = f"data/{dataset}"
-    config.input.mode = "streaming"  # or "resident": decoded once, kept on the device
-    config.input.cache = ""  # a folder: the files are decoded once, into it; "" = none
-    config.input.train_split = "train"
-    config.input.eval_split = "val"
-    config.input.annotation = ""  # where a data set has several, see data.load
-    config.input.classes = ""  # of "folder": its classes file, if not classes.txt or .json
-    config.input.label_map = ()  # of "folder": ((raw value, class or 255 to ignore), ...)
-    config.input.ignore = 255  # of "folder": the raw value that does not count
-    config.input.size = config_dict.placeholder(tuple)  # (h, w) instead of the files' own
-    config.input.patches = config_dict.placeholder(tuple)  # (rows, columns, h, w): train on these
-    # (h, w): train on images of any size, larger ones shrunk to it
-    config.input.canvas = config_dict.placeholder(tuple)
-    # So many training images may turn out unreadable: the next one takes the place of each. 0 = stop at the first.
-    config.input.max_bad = 0
-    config.input.num_train = config_dict.placeholder(int)  # None = all that there are
-    config.input.num_eval = config_dict.placeholder(int)
-
-    config.augment = ml_collections.ConfigDict()
-    config.augment.crop = (512, 1024)  # (h, w)
-    config.augment.crop_schedule = ()  # ((until this fraction of the run, (h, w)), ...)
-    config.augment.squash = config_dict.placeholder(tuple)  # (h, w) of scale 1; None = the frames'
-    config.augment.scales = (1.0,)
-    config.augment.scale_range = config_dict.placeholder(tuple)  # (low, high) instead of the set
-    config.augment.scale_law = "log_uniform"  # or "uniform": how a scale is drawn from that range
-    config.augment.min_side = 0  # pixels: smaller scales are raised until the shorter side has them
-    config.augment.flip = 0.5
-    config.augment.jitter = (0.0, 0.0, 0.0)  # brightness, contrast, saturation
-    config.augment.mean = (0.0, 0.0, 0.0)  # RGB, in [0, 255]
-    config.augment.std = (1.0, 1.0, 1.0)
-    config.augment.channels = "rgb"  # or "bgr": the order in which the network sees them
-
-    config.optim = ml_collections.ConfigDict()
-    config.optim.lr = 1e-3
-    config.optim.schedule = ml_collections.ConfigDict(
-        {
-            "kind": "poly",  # or "cosine", "step", "constant"
-            "per": "step",
-            "power": 0.9,
-            "decay": 0.1,  # of "step": the rate's factor after every so many epochs
-            "every_epochs": 100,
-            "warmup_steps": 0,
-            "warmup_start": 0.0,
-        }
-    )
-    config.optim.method = ml_collections.ConfigDict(
-        {
-            "name": "adam",
-            "betas": (0.9, 0.999),
-            "eps": 1e-8,
-            "momentum": 0.9,
-            "weight_decay": 0.0,
-            "groups": (),  # ((regex, lr factor, decay factor), ...)
-        }
-    )
-
+    config.input = _input(dataset)
+    config.augment = _augment()
+    config.optim = _optim()
     config.init_from = ml_collections.ConfigDict(
         {
             "required": False,
@@ -130,6 +68,95 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
     config.eval.size = config_dict.placeholder(tuple)
     config.eval.align_corners = False  # how frames and scores are resized
     return config
+
+
+def _input(dataset: str) -> ml_collections.ConfigDict:
+    given = ml_collections.ConfigDict()
+    given.dataset = dataset
+    given.source = "files"  # or "tfds": prepared by TensorFlow Datasets, root its data_dir
+    given.root = f"data/{dataset}"
+    given.mode = "streaming"  # or "resident": decoded once, kept on the device
+    given.cache = ""  # a folder: the files are decoded once, into it; "" = none
+    given.train_split = "train"
+    given.eval_split = "val"
+    given.annotation = ""  # where a data set has several, see data.load
+    given.classes = ""  # of "folder": its classes file, if not classes.txt or .json
+    given.label_map = ()  # of "folder": ((raw value, class or 255 to ignore), ...)
+    given.ignore = 255  # of "folder": the raw value that does not count
+    given.size = config_dict.placeholder(tuple)  # (h, w) instead of the files' own
+    given.patches = config_dict.placeholder(tuple)  # (rows, columns, h, w): train on these
+    # (h, w): train on images of any size, larger ones shrunk to it
+    given.canvas = config_dict.placeholder(tuple)
+    # So many training images may turn out unreadable: the next one takes the place of each. 0 = stop at the first.
+    given.max_bad = 0
+    given.num_train = config_dict.placeholder(int)  # None = all that there are
+    given.num_eval = config_dict.placeholder(int)
+    return given
+
+
+def _augment() -> ml_collections.ConfigDict:
+    augment = ml_collections.ConfigDict()
+    augment.crop = (512, 1024)  # (h, w)
+    augment.crop_schedule = ()  # ((until this fraction of the run, (h, w)), ...)
+    augment.squash = config_dict.placeholder(tuple)  # (h, w) of scale 1; None = the frames'
+    augment.scales = (1.0,)
+    augment.scale_range = config_dict.placeholder(tuple)  # (low, high) instead of the set
+    augment.scale_law = "log_uniform"  # or "uniform": how a scale is drawn from that range
+    augment.min_side = 0  # pixels: smaller scales are raised until the shorter side has them
+    augment.flip = 0.5
+    augment.jitter = (0.0, 0.0, 0.0)  # brightness, contrast, saturation
+    augment.mean = (0.0, 0.0, 0.0)  # RGB, in [0, 255]
+    augment.std = (1.0, 1.0, 1.0)
+    augment.channels = "rgb"  # or "bgr": the order in which the network sees them
+    return augment
+
+
+def _optim() -> ml_collections.ConfigDict:
+    optim = ml_collections.ConfigDict()
+    optim.lr = 1e-3
+    optim.schedule = ml_collections.ConfigDict(
+        {
+            "kind": "poly",  # or "cosine", "step", "constant"
+            "per": "step",
+            "power": 0.9,
+            "decay": 0.1,  # of "step": the rate's factor after every so many epochs
+            "every_epochs": 100,
+            "warmup_steps": 0,
+            "warmup_start": 0.0,
+        }
+    )
+    optim.method = ml_collections.ConfigDict(
+        {
+            "name": "adam",
+            "betas": (0.9, 0.999),
+            "eps": 1e-8,
+            "momentum": 0.9,
+            "weight_decay": 0.0,
+            "groups": (),  # ((regex, lr factor, decay factor), ...)
+        }
+    )
+    return optim
+
+
+def ohem_loss(threshold: float, min_kept: float, **more) -> ml_collections.ConfigDict:
+    """Options of a loss of OHEM cross-entropies, and what else that loss takes."""
+    weights = config_dict.placeholder(tuple)
+    options = {"class_weights": weights, "threshold": threshold, "min_kept": min_kept}
+    return ml_collections.ConfigDict({**options, **more})
+
+
+def new_heads(modules: str) -> tuple[tuple[str, float, float], ...]:
+    """Groups for an optimizer: ten times the rate in modules that begin anew, no decay of norms and biases.
+
+    Args:
+        modules: Their names, as a regular expression.
+    """
+    heads, one_dimension = f"^({modules})/", "(scale|bias)$"
+    return (
+        (f"{heads}.*{one_dimension}", 10.0, 0.0),
+        (heads, 10.0, 1.0),
+        (one_dimension, 1.0, 0.0),
+    )
 
 
 def streets(config: ml_collections.ConfigDict) -> None:

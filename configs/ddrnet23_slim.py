@@ -12,7 +12,6 @@ Readings (where the authors published no trainer, as the public one of github.co
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 from configs import common, eacnet
 from rtseg_jax.base import imagenet
@@ -44,14 +43,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     schedule(config, word["dataset"])
     if word["length"] == "smoke":
         common.smoke(config)
-    config.loss = ml_collections.ConfigDict(
-        {
-            "class_weights": config_dict.placeholder(tuple),
-            "threshold": 0.9,
-            "min_kept": 1 / 64,
-            "aux_weight": 0.4,
-        }
-    )
+    config.loss = common.ohem_loss(0.9, 1 / 64, aux_weight=0.4)
     if config.input.dataset == "cityscapes":
         config.loss.class_weights = eacnet.CITYSCAPES_WEIGHTS
     return config

@@ -4,7 +4,7 @@ Arguments, any of each kind, separated by commas (the first is the default):
     data set   cityscapes | camvid | streets
     stage      scratch   the whole network at once
                encoder   ESPNet-C: the encoder and its classifier, whose scores have output stride 8
-               decoder   the whole network from an encoder run: --config.init_from.workdir=RUN (Section 4)
+               decoder   the whole network from an encoder run: --config.init_from.network=RUN (Section 4)
     skip       stem | inject: what the decoder meets at stride 2
     length     full | smoke
 

@@ -12,50 +12,23 @@ Cityscapes' class weights, ImageNet's mean and deviation; OHEM with threshold 0.
 """
 
 import ml_collections
-from ml_collections import config_dict
 
-from configs import common, eacnet
-from rtseg_jax.base import imagenet
-
-
-def schedule(config: ml_collections.ConfigDict, dataset: str) -> None:
-    """The training on a data set."""
-    if dataset == "streets":
-        common.streets(config)
-        return
-    config.batch_size = 12
-    config.num_epochs = 484
-    config.augment.crop = (1024, 1024)
-    config.augment.scales = tuple(tenths / 10 for tenths in range(5, 22))
-    config.augment.mean = imagenet.MEAN
-    config.augment.std = imagenet.STD
-    config.optim.lr = 1e-2
-    config.optim.method.update({"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4})
-    config.eval.every_epochs = 10
-    if dataset == "camvid":
-        config.input.mode = "resident"
-        config.num_epochs = 200
-        config.augment.crop = (360, 480)
-        config.optim.lr = 5e-3
-        config.init_from.modules = ("backbone", "pyramid", "fusion")
+from configs import common, ddrnet23_slim, eacnet
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """The config that the arguments name."""
     word = common.parse(argument, dataset=common.DATASETS, length=("full", "smoke"))
     config = common.base("pidnet_s", word["dataset"])
-    schedule(config, word["dataset"])
+    ddrnet23_slim.schedule(config, word["dataset"])
+    if word["dataset"] == "camvid":
+        config.num_epochs = 200
+        config.optim.lr = 5e-3
+        config.init_from.modules = ("backbone", "pyramid", "fusion")
     if word["length"] == "smoke":
         common.smoke(config)
-    config.loss = ml_collections.ConfigDict(
-        {
-            "class_weights": config_dict.placeholder(tuple),
-            "threshold": 0.9,
-            "min_kept": 1 / 48,
-            "weights": (0.4, 20.0, 1.0, 1.0),
-            "boundary_threshold": 0.8,
-        }
-    )
+    weights = (0.4, 20.0, 1.0, 1.0)
+    config.loss = common.ohem_loss(0.9, 1 / 48, weights=weights, boundary_threshold=0.8)
     if config.input.dataset == "cityscapes":
         config.loss.class_weights = eacnet.CITYSCAPES_WEIGHTS
     return config

@@ -19,14 +19,11 @@ batch 24, 10,000 steps, warm-up 200. Readings:
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 from configs import common
 from rtseg_jax.base import imagenet
 
 FRAMES = {"50": (512, 1024), "75": (768, 1536)}
-HEADS = "^(fusion|classifier|aux8|aux16|detail)/"
-ONE_DIMENSION = "(scale|bias)$"
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
@@ -53,11 +50,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         config.optim.lr = 1e-2
         config.optim.schedule.update({"warmup_steps": 1000, "warmup_start": 1e-3})
         config.optim.method.update({"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4})
-        config.optim.method.groups = (
-            (HEADS + ".*" + ONE_DIMENSION, 10.0, 0.0),
-            (HEADS, 10.0, 1.0),
-            (ONE_DIMENSION, 1.0, 0.0),
-        )
+        config.optim.method.groups = common.new_heads("fusion|classifier|aux8|aux16|detail")
         config.eval.every_steps = 2000
         config.eval.size = FRAMES[word["frames"]]
     if word["dataset"] == "camvid":
@@ -70,13 +63,5 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         config.eval.size = None
     if word["length"] == "smoke":
         common.smoke(config)
-    config.loss = ml_collections.ConfigDict(
-        {
-            "class_weights": config_dict.placeholder(tuple),
-            "threshold": 0.7,
-            "min_kept": 1 / 16,
-            "aux_weight": 1.0,
-            "detail_weight": 1.0,
-        }
-    )
+    config.loss = common.ohem_loss(0.7, 1 / 16, aux_weight=1.0, detail_weight=1.0)
     return config

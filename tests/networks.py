@@ -6,12 +6,19 @@ import pytest
 
 from rtseg_jax import models
 from rtseg_jax.models import flops
+from rtseg_jax.weights import torch_files
 
 
 @functools.cache
 def shapes(variant, num_classes=2, **options):
     """The shapes of a named network's variables."""
     return flops.variable_shapes(models.create(variant, num_classes=num_classes, **options))
+
+
+def load_torch(path, template):
+    """Variables of a whole network out of a PyTorch file, the twin's or a public one."""
+    state, layout = torch_files.our_names(torch_files.read_state(path))
+    return torch_files.from_torch(state, template, hint=layout.hint if layout else "")
 
 
 # Their equality with the twins is held by every run of the suite; what else is asked of them, by `make check-all`.

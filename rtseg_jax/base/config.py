@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import ml_collections
 from absl import flags
 
+from rtseg_jax.base.files import written_whole
+
 flags.disclaim_key_flags()  # --help lists --config under the program that asks for it
 
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
-
 
 # A checkout has configs/ beside the package, an installed wheel has it inside.
 _SHIPPED = (_PACKAGE.parent / "configs", _PACKAGE / "_shipped" / "configs")
@@ -90,9 +91,8 @@ def write(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
         before, now = (_flat(json.loads(t)) for t in (path.read_text(), text))
         changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         print(f"config changed since this run began: {', '.join(changed)}")
-    new = path.with_suffix(".json.new")  # a kill, or a full disk, leaves the one that there is
-    new.write_text(text)
-    new.replace(path)
+    with written_whole(path) as new:
+        new.write_text(text)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -153,7 +153,6 @@ def _is_pattern(text: str) -> bool:
 
 
 _COUNT, _SHARE, _SIZE = _whole(1), _number(0, 1.0), _each(_whole(1), 2)
-
 
 # What can be said of a value without looking at the data or at other values; the functions that take them say the rest.
 _ALLOWED = {

@@ -4,13 +4,40 @@ import collections
 import concurrent.futures
 import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from tqdm import tqdm
 
-def ahead(calls: Iterable[Callable], num_workers: int) -> Iterator[concurrent.futures.Future]:
+
+def workers(num_workers: int | None) -> int:
+    """How many threads: as many as there are CPU cores, unless it is said."""
+    return (os.cpu_count() or 1) if num_workers is None else num_workers
+
+
+def for_each(
+    call: Callable[[int], Any], count: int, *, doing: str, unit: str, num_workers: int | None = None
+) -> list[Any]:
+    """What a function gives for 0, 1, ... `count` - 1, called in threads behind a progress bar.
+
+    Args:
+        call: The function; what it raises ends the work.
+        count: How many calls.
+        doing: What the bar says is being done.
+        unit: What a call is about.
+        num_workers: Threads; None for as many as there are CPU cores.
+    """
+    with concurrent.futures.ThreadPoolExecutor(workers(num_workers)) as pool:
+        results = pool.map(call, range(count))
+        return list(tqdm(results, total=count, desc=doing, unit=unit, disable=None))
+
+
+def ahead(
+    calls: Iterable[Callable], num_workers: int | None
+) -> Iterator[concurrent.futures.Future]:
     """Makes calls in threads, a few ahead of the one that is asked for; what becomes of them, in order."""
-    calls = iter(calls)
+    calls, num_workers = iter(calls), workers(num_workers)
     with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
         pending = collections.deque(
             pool.submit(call) for call in itertools.islice(calls, 2 * num_workers)
@@ -25,8 +52,9 @@ def ahead(calls: Iterable[Callable], num_workers: int) -> Iterator[concurrent.fu
 
 
 @contextlib.contextmanager
-def behind(num_workers: int) -> Iterator[Callable[..., None]]:
+def behind(num_workers: int | None) -> Iterator[Callable[..., None]]:
     """Gives a function that makes calls in threads and waits when it is too far ahead of them; leaving waits for all."""
+    num_workers = workers(num_workers)
     with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
         pending = collections.deque()
 

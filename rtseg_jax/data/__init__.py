@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 
+from rtseg_jax.base.files import absolute
 from rtseg_jax.data import spec
 from rtseg_jax.data.cache import packed
 from rtseg_jax.data.sets import ade20k, camvid, cityscapes, folder, nyuv2, streets
@@ -135,25 +136,23 @@ def load(
 
     if tolerate is not None:
         dataset = tolerate(dataset)
-    arguments = {"name": name, "source": source, "annotation": annotation, "classes": classes}
-    place = os.path.abspath(os.path.expanduser(root)) if root else ""
-    arguments |= {"root": place, "label_map": label_map}
-    arguments |= {"ignore": ignore, "size": size, "num_examples": num_examples}
-    if name == "streets":
-        arguments["seed"] = seed
-    if canvas is None:
-        # Packed before the patches, which overlap.
-        if cache:
-            dataset = packed(dataset, cache, files=dataset.files, arguments=arguments)
-        return dataset if patches is None else spec.patches(dataset, *patches)
-    # Images of many sizes can be packed on their canvas alone.
-    if patches is not None:
+    arguments = {
+        **{"name": name, "source": source, "annotation": annotation, "classes": classes},
+        **{"root": str(absolute(root)) if root else "", "label_map": label_map, "ignore": ignore},
+        **{"size": size, "num_examples": num_examples},
+        **({"seed": seed} if name == "streets" else {}),
+    }
+    if canvas is not None:
+        # Images of many sizes can be packed on their canvas alone.
+        if patches is not None:
+            dataset = spec.patches(dataset, *patches)
+        dataset = spec.on_canvas(dataset, canvas)
+        arguments |= {"patches": patches, "canvas": canvas}
+    if cache:
+        dataset = packed(dataset, cache, files=dataset.files, arguments=arguments)
+    if canvas is None and patches is not None:  # after packing: they overlap
         dataset = spec.patches(dataset, *patches)
-    dataset = spec.on_canvas(dataset, canvas)
-    if not cache:
-        return dataset
-    arguments |= {"patches": patches, "canvas": canvas}
-    return packed(dataset, cache, files=dataset.files, arguments=arguments)
+    return dataset
 
 
 def _from_disk(

@@ -4,11 +4,9 @@ A copy is a folder that appears whole, by a rename, and never changes: images.np
 [n,h,w], and index.json, which says what they were made from. It is used as long as that is still so, else made again.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -18,13 +16,14 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import PIL
-from tqdm import tqdm
 
+from rtseg_jax.base.files import absolute, locked
+from rtseg_jax.base.threads import for_each
 from rtseg_jax.data.spec import DataError, Dataset
 
 FORMAT = 1  # raised when decoding, or the files of a copy, change: it is packed anew
@@ -62,7 +61,7 @@ def packed(
     """
     if not len(dataset):
         raise ValueError(f"{dataset.table.name} {dataset.split} has no images to pack")
-    folder = pathlib.Path(folder).expanduser().absolute()
+    folder = absolute(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -84,11 +83,10 @@ def packed(
         (dataset.table.name, dataset.split, hashlib.sha256(identity.encode()).hexdigest()[:12])
     )
     copy = _open(dataset, place, source)
-    for _ in range(
-        ATTEMPTS
-    ):  # a rival that finds an old copy may remove a new one that has just replaced it
+    # A rival that finds an old copy may remove a new one that has just replaced it.
+    for _ in range(ATTEMPTS):
         if copy is None:
-            with _in_turn(place):
+            with locked(place.with_name(f".{place.name}.lock"), wait=True):
                 copy = _open(dataset, place, source)
                 if copy is None:
                     _make(dataset, place, source, paths, num_workers)
@@ -108,15 +106,6 @@ def _stamps(paths: Iterable[pathlib.Path]) -> list[list[Any]]:
         except OSError:  # whoever reads the file will say it better
             stamps.append([str(path)])
     return stamps
-
-
-@contextlib.contextmanager
-def _in_turn(place: pathlib.Path) -> Iterator[None]:
-    """Lets the processes that want to make a copy in one by one; the system lets go of the lock however one ends."""
-    with place.with_name(f".{place.name}.lock").open("a") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _checksum(image: np.ndarray, label: np.ndarray) -> int:
@@ -221,17 +210,8 @@ def _write(
                     file.write(array)
             return _checksum(*pair)
 
-        workers = (os.cpu_count() or 1) if num_workers is None else num_workers
-        with concurrent.futures.ThreadPoolExecutor(workers, "rtseg-pack") as executor:
-            checksums = list(
-                tqdm(
-                    executor.map(write, range(n)),
-                    total=n,
-                    desc=f"packing {dataset.table.name} {dataset.split}",
-                    unit="image",
-                    disable=None,
-                )
-            )
+        title = f"packing {dataset.table.name} {dataset.split}"
+        checksums = for_each(write, n, doing=title, unit="image", num_workers=num_workers)
         for file, _ in files:
             _sync(file)
     return checksums

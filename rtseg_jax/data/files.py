@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from rtseg_jax.base.files import one_line
 from rtseg_jax.data.spec import (
     ClassTable,
     Color,
@@ -26,8 +27,6 @@ from rtseg_jax.data.spec import (
 )
 
 INVALID = 254  # in a raw -> train id table: this raw value must not occur
-
-
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
 
 
@@ -328,7 +327,7 @@ def _decode(
         system = getattr(error, "strerror", None)
         if system:
             raise DataError(f"{path}: cannot be read ({system}); check the file") from error
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise DataError(f"{path}: truncated or corrupt ({reason}); copy it again") from error
     return image, png
 
@@ -485,12 +484,8 @@ def image_size(path: pathlib.Path) -> tuple[int, int]:
 def pages(path: pathlib.Path) -> int:
     """How many images are in a file that can hold several; 1 where reading it will tell what is wrong."""
     with contextlib.suppress(Exception), Image.open(path) as image:  # as of image_size()
-        if image.format in (
-            "GIF",
-            "TIFF",
-            "WEBP",
-            "PNG",
-        ):  # a phone's JPEG holds thumbnails besides
+        # A phone's JPEG holds thumbnails besides.
+        if image.format in ("GIF", "TIFF", "WEBP", "PNG"):
             return getattr(image, "n_frames", 1)
     return 1
 

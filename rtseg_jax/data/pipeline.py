@@ -11,17 +11,17 @@ import os
 import traceback
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Sharding
 from jaxtyping import Array, Bool, Int, Int32, Int64, UInt8
 
+from rtseg_jax.base import mesh
 from rtseg_jax.base.files import one_line
-from rtseg_jax.base.threads import ahead
+from rtseg_jax.base.threads import ahead, workers
 from rtseg_jax.data.spec import IGNORE, DataError, Dataset, too_few_classes, where
 
 Images = UInt8[np.ndarray, "b h w 3"]
@@ -92,16 +92,12 @@ def batch_indices(
     return order[k * batch_size : (k + 1) * batch_size][part].astype(np.int32)
 
 
-def _workers(num_workers: int | None) -> int:
-    return (os.cpu_count() or 1) if num_workers is None else num_workers
-
-
 def _load_in_order(
     dataset: Dataset, indices: Iterable[int], num_workers: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Loads examples in threads, a bounded number ahead of the consumer."""
     calls = (functools.partial(dataset.load, i) for i in indices)
-    with contextlib.closing(ahead(calls, _workers(num_workers))) as futures:
+    with contextlib.closing(ahead(calls, num_workers)) as futures:
         for future in futures:
             yield future.result()
 
@@ -114,7 +110,7 @@ def check_labels(dataset: Dataset, num_workers: int | None = None) -> None:
     """
     calls = (functools.partial(dataset.load, int(i)) for i in epoch_order(0, 0, len(dataset)))
     counts = np.zeros(256, np.int64)
-    with contextlib.closing(ahead(calls, _workers(num_workers))) as futures:
+    with contextlib.closing(ahead(calls, num_workers)) as futures:
         for future in futures:
             with contextlib.suppress(DataError, OSError):  # said when its turn comes
                 counts += np.bincount(future.result()[1].ravel(), minlength=256)
@@ -184,18 +180,15 @@ class Resident:
 
     Attributes:
         arrays: The pytree to pass to the jitted step, for `gather`.
-        num_bytes: What it takes on a device that holds all of it.
     """
 
     arrays: Arrays
-    num_bytes: int
 
     def __init__(
         self,
         dataset: Dataset,
         sharding: Sharding | None = None,
         *,
-        progress: Callable[[int, int], Any] | None = None,
         chunk_elements: int = 2**31 - 1,
         num_workers: int | None = None,
     ) -> None:
@@ -203,9 +196,7 @@ class Resident:
 
         Args:
             dataset: All its examples must have one size.
-            sharding: How the arrays [n, h, w, ...] lie on the devices: replicated, or split along n (padded to divide).
-                None replicates over all devices.
-            progress: Called with (examples loaded, all) after each one.
+            sharding: The devices, each of which holds the arrays [n, h, w, ...]; None for all that there are.
             chunk_elements: No array gets more elements; indices into larger ones overflow 32 bits.
             num_workers: Loading threads; None for as many as there are CPU cores.
 
@@ -217,12 +208,7 @@ class Resident:
         if not n:
             raise ValueError(f"{dataset.table.name} {dataset.split} has no images to load")
         if sharding is None:
-            devices = jax.devices()
-            mesh = jax.make_mesh(
-                (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
-            )
-            sharding = NamedSharding(mesh, PartitionSpec())
-        parts = 1 if sharding.is_fully_replicated else sharding.num_devices
+            sharding = mesh.replicated(mesh.make_mesh())
         images: list[Array] = []
         labels: list[Array] = []
         examples = enumerate(_load_in_order(dataset, range(n), num_workers))
@@ -230,26 +216,23 @@ class Resident:
         for i, (image, label) in examples:
             if i == 0:
                 size = label.shape
-                rows = chunk_elements // image.size // parts * parts
+                rows = chunk_elements // image.size
                 if not rows:
                     raise ValueError(
                         f"{where(dataset, 0)} has {image.size} values, more than fit "
-                        f"{parts} times into an array of {chunk_elements}; use input.mode=streaming"
+                        f"into an array of {chunk_elements}; use input.mode=streaming"
                     )
             check_size(dataset, i, label.shape, size)
             if i == start:
                 # Fresh memory for each chunk: a CPU device keeps what it is given instead of copying.
-                count = -(-min(rows, n - start) // parts) * parts
+                count = min(rows, n - start)
                 chunk = np.zeros((count, *size, 3), np.uint8), np.zeros((count, *size), np.uint8)
             chunk[0][i - start], chunk[1][i - start] = image, label
             if i + 1 == min(start + rows, n):
                 images.append(_place(chunk[0], sharding))
                 labels.append(_place(chunk[1], sharding))
                 start = i + 1
-            if progress is not None:
-                progress(i + 1, n)
         self.arrays = {"images": tuple(images), "labels": tuple(labels)}
-        self.num_bytes = sum(x.nbytes for x in (*images, *labels))
 
 
 def _place(host: np.ndarray, sharding: Sharding) -> Array:
@@ -282,9 +265,8 @@ def gather(
 def _tensorflow() -> types.ModuleType:
     """Tensorflow, quiet and off the GPU, which is jax's."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault(
-        "TF_ENABLE_ONEDNN_OPTS", "0"
-    )  # it prints a line, and nothing here convolves
+    # It prints a line, and nothing here convolves.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         import tensorflow as tf
     except ImportError as error:
@@ -371,16 +353,16 @@ class Streaming:
                 image, label = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
             return image, label, i
 
-        workers = _workers(num_workers)
+        threads = workers(num_workers)
         options = tf.data.Options()
-        options.threading.private_threadpool_size = workers  # the common pool ends at the CPU cores
+        options.threading.private_threadpool_size = threads  # the common pool ends at the CPU cores
         stream = (
             tf.data.Dataset.range(start_step, start_step + num_steps)
             .map(lambda step: tf.numpy_function(indices_of, [step], tf.int32))
             .unbatch()
             .map(
                 lambda i: tf.numpy_function(load, [i], (tf.uint8, tf.uint8, tf.int32)),
-                num_parallel_calls=workers,
+                num_parallel_calls=threads,
                 deterministic=True,
             )
             .batch(local)

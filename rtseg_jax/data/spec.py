@@ -12,11 +12,7 @@ from PIL import Image
 from rtseg_jax.base.labels import IGNORE, OUTSIDE
 
 Image3 = UInt8[np.ndarray, "h w 3"]
-
-
 Label = UInt8[np.ndarray, "h w"]
-
-
 Color = tuple[int, int, int]  # RGB
 
 

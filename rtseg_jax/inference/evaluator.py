@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -96,25 +96,20 @@ def or_null(value: float) -> float | None:
 
 
 def write_report(
-    path: pathlib.Path,
-    confusion: np.ndarray,
-    dataset: Dataset,
-    *,
-    left_out: Sequence[str] = (),
-    **facts: Any,
+    path: pathlib.Path, confusion: np.ndarray, dataset: Dataset, **facts: Any
 ) -> metrics.Scores:
     """Writes evaluation.json: miou, iou by class name, accuracies, images, confusion (rows: truth) and `facts`.
 
-    What was left out, by name, does not count among the images.
+    Of these, "left_out" are names of examples, which do not count among the images.
     """
     result = metrics.scores(confusion)
+    facts.setdefault("left_out", [])
     names = dataset.table.class_names
     report = {
         **facts,
         "dataset": dataset.table.name,
         "split": dataset.split,
-        "images": len(dataset) - len(left_out),
-        "left_out": list(left_out),
+        "images": len(dataset) - len(facts["left_out"]),
         "miou": or_null(result.miou),
         "classes_averaged": result.classes,
         "iou": {n: or_null(v) for n, v in zip(names, result.iou, strict=True)},

@@ -51,6 +51,10 @@ class Scores:
     mean_accuracy: float
     frequency_weighted_iou: float
 
+    def __str__(self) -> str:
+        """What a line has room for, in percent."""
+        return f"mIoU {100 * self.miou:.2f}, pixel accuracy {100 * self.pixel_accuracy:.2f}"
+
 
 def scores(confusion: np.ndarray) -> Scores:
     """Reads IoU and accuracies off a [k, k] matrix of counts (rows: truth, columns: prediction).

@@ -22,24 +22,16 @@ from PIL import Image
 from rtseg_jax import data, models
 from rtseg_jax.base import config as settings
 from rtseg_jax.base.files import absolute
+from rtseg_jax.base.sizes import OWN, Pair
 from rtseg_jax.data import files, spec
 from rtseg_jax.data.sets import folder
 from rtseg_jax.data.spec import ClassTable, Dataset
 from rtseg_jax.inference import pictures, public
 from rtseg_jax.inference import program as infer
 from rtseg_jax.models import flops
-from rtseg_jax.weights import bundle, torch_files
-from rtseg_jax.weights import checkpoint as checkpoints
-
-Pair = tuple[int, int]
-
-
-OWN = "own"  # as a size: each frame's own
-
+from rtseg_jax.weights import bundle, checkpoint, torch_files
 
 MAX_PIXELS = 1024 * 2048  # a frame of Cityscapes
-
-
 MIN_SIDE = 32  # the coarsest stride of the networks
 
 
@@ -55,22 +47,22 @@ def load_run(workdir: pathlib.Path, which: str = "best") -> tuple[ConfigDict, An
         ValueError: a step that is not kept.
     """
     config = settings.read(workdir)
-    if not (workdir / checkpoints.FOLDER).is_dir():
+    if not (workdir / checkpoint.FOLDER).is_dir():
         raise FileNotFoundError(
-            f"{workdir} holds no {checkpoints.FOLDER}/; train with that workdir first"
+            f"{workdir} holds no {checkpoint.FOLDER}/; train with that workdir first"
         )
-    with checkpoints.open_manager(workdir, read_only=True) as manager:
+    with checkpoint.open_manager(workdir, read_only=True) as manager:
         latest, steps = manager.latest_step(), manager.all_steps()
         if latest is None:
-            raise FileNotFoundError(f"{workdir / checkpoints.FOLDER} holds no checkpoint yet")
-        named = {"best": checkpoints.best_or_latest(manager), "latest": latest}
+            raise FileNotFoundError(f"{workdir / checkpoint.FOLDER} holds no checkpoint yet")
+        named = {"best": checkpoint.best_or_latest(manager), "latest": latest}
         at = named.get(which, int(which) if which.isdigit() else None)
         if at not in steps:
             raise ValueError(
                 f"no checkpoint '{which}' in {workdir}; choose best, latest or one of {sorted(steps)}"
             )
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        variables = checkpoints.restore_variables(manager, at, sharding)
+        variables = checkpoint.restore_variables(manager, at, sharding)
     model = models.create(
         config.model.name,
         num_classes=class_table(workdir, config).num_classes,
@@ -175,6 +167,7 @@ def classifier(
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
     programs: int | None = None,
+    told: Callable[[tuple[int, int, int]], None] = lambda shape: None,
     **options: Any,
 ) -> Callable[[np.ndarray], jax.Array]:
     """A function from uint8 frames [b, h, w, 3] to uint8 class maps [b, h, w] by frozen networks.
@@ -187,6 +180,7 @@ def classifier(
         flip: Averages over the mirrored frames too.
         programs: How many compiled programs are kept, the latest used; None for all. There is one for each shape of
             frames and each scale.
+        told: Called with (b, h, w) of the frames that a program is about to be compiled for.
         **options: settings.shown() of a config, and dtype of infer.program().
     """
     single = scales == (1.0,) and not flip
@@ -194,6 +188,7 @@ def classifier(
 
     @functools.lru_cache(maxsize=programs)
     def frozen(shape: tuple[int, int, int], scale: float) -> infer.Frozen:
+        told(shape)
         size = seen(shape[1:])
         if scale != 1.0:
             size = tuple(max(1, round(scale * side)) for side in size or shape[1:])
@@ -202,10 +197,6 @@ def classifier(
     @jax.jit
     def add(total, logits):
         return total + jax.nn.softmax(logits)
-
-    @jax.jit
-    def add_mirrored(total, logits):
-        return total + jax.nn.softmax(logits[:, :, ::-1])
 
     @jax.jit
     def most_probable(total):
@@ -220,7 +211,7 @@ def classifier(
             total = add(total, frozen(shape, scale)(frames))
             if flip:
                 mirrored = np.ascontiguousarray(frames[:, :, ::-1])
-                total = add_mirrored(total, frozen(shape, scale)(mirrored))
+                total = add(total, frozen(shape, scale)(mirrored)[:, :, ::-1])
         return most_probable(total)
 
     return classify
@@ -295,9 +286,12 @@ class Network:
         sees = view(self.config, size, multiple, max_pixels)
         return dataclasses.replace(self, sees=sees, dtype=dtype or self.dtype, quiet=quiet)
 
-    @functools.cached_property
-    def _told(self) -> set[tuple[int, ...]]:
-        return set()
+    def _tell(self, shape: tuple[int, int, int]) -> None:
+        if not self.quiet:
+            what = "x".join(map(str, shape))
+            print(
+                f"{self.name} is compiled for frames of {what}, once", file=sys.stderr, flush=True
+            )
 
     @functools.cached_property
     def _classify(self) -> Callable[[np.ndarray], jax.Array]:
@@ -306,6 +300,7 @@ class Network:
             self.variables,
             seen=self.sees.seen,
             programs=KEPT,
+            told=self._tell,
             **settings.shown(self.config),
             dtype=jnp.dtype(self.dtype),
         )
@@ -328,12 +323,6 @@ class Network:
         bottom, right = np.subtract(self.sees.given(size), (h, w))
         resized = [spec.resize_image(f, (h, w)) for f in frames.reshape(-1, *frames.shape[-3:])]
         padded = np.pad(resized, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
-        if not self.quiet and padded.shape not in self._told:
-            self._told.add(padded.shape)
-            what = "x".join(map(str, padded.shape[:3]))
-            print(
-                f"{self.name} is compiled for frames of {what}, once", file=sys.stderr, flush=True
-            )
         ids = np.asarray(self._classify(padded))[:, :h, :w]
         maps = np.stack([spec.resize_label(one, size) for one in ids])
         return maps.reshape(frames.shape[:-1])
@@ -466,15 +455,15 @@ def _of_bundle(path: pathlib.Path) -> Network:
     table = ClassTable(stored.get("data", ""), names, tuple(map(tuple, palette)))
     options = settings.model_options(config)
     model = models.create(config.model.name, num_classes=len(names), **options)
-    have = checkpoints.shapes_of(variables)
+    have = checkpoint.shapes_of(variables)
     for train in (True, False):
-        wanted = checkpoints.shapes_of(flops.variable_shapes(model, train=train))
+        wanted = checkpoint.shapes_of(flops.variable_shapes(model, train=train))
         if have == wanted:
             break
     else:
         raise ValueError(
             f"{path} does not fit {config.model.name} of {len(names)} classes:"
-            f" {checkpoints.difference(have, wanted)}"
+            f" {checkpoint.difference(have, wanted)}"
         )
     step, facts = stored.get("step", 0), stored.get("facts", {})
     return Network(model, variables, table, config, step, view(config), facts=facts)

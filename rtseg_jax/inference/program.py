@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rtseg_jax.base.mesh import replicated, split
+from rtseg_jax.base.sizes import Pair
 from rtseg_jax.data.augment import normalize
 from rtseg_jax.inference import metrics
 from rtseg_jax.nn import gpu
@@ -22,7 +23,6 @@ from rtseg_jax.nn.norm import BatchNorm, BatchNormPReLU
 from rtseg_jax.nn.resize import resize_bilinear, upsample_argmax
 
 Triple = tuple[float, float, float]
-Pair = tuple[int, int]
 
 
 def scores(

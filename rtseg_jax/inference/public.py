@@ -1,20 +1,19 @@
 """The networks in public PyTorch checkpoints, and what their authors' code does around them."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
-
-import flax.linen as nn
 
 from rtseg_jax import data, models
 from rtseg_jax.base import imagenet
 from rtseg_jax.data.sets.folder import voc_color
 from rtseg_jax.data.spec import ClassTable
+from rtseg_jax.inference.program import Triple
 from rtseg_jax.models import flops
 from rtseg_jax.weights import layouts, torch_files
 
-Triple = tuple[float, float, float]
 Options = Mapping[str, Any]
 
 
@@ -154,7 +153,7 @@ def read(
     elif use is not None:
         candidates = use.networks
     else:
-        candidates = tuple((name, {}) for name in models.VARIANTS)
+        candidates = ((name, {}) for name in models.VARIANTS if _has_names(state, name))
     problems = []
     for name, options in candidates:
         try:
@@ -183,21 +182,22 @@ def _fit(
 ) -> tuple[dict[str, Any], int]:
     """Variables of a network out of a state dict in the twin's names, and how many classes it tells apart."""
 
-    def created(count: int) -> nn.Module:
-        return models.create(variant, num_classes=count, **options)
+    @functools.cache
+    def shapes(count: int, train: bool = True) -> dict[str, Any]:
+        model = models.create(variant, num_classes=count, **options)
+        return flops.variable_shapes(model, train=train)
 
-    count = num_classes or _count_classes(
-        state, *(flops.variable_shapes(created(k)) for k in (2, 3))
-    )
-    hint = layout.hint if layout else ""
-    whole = flops.variable_shapes(created(count))
-    names = {name for name, *_ in torch_files.named(whole)}
-    training = names - {
-        n for n, *_ in torch_files.named(flops.variable_shapes(created(count), train=False))
-    }
-    if training and not training & state.keys():
-        whole = flops.variable_shapes(created(count), train=False)
-    return torch_files.from_torch(state, whole, hint=hint), count
+    count = num_classes or _count_classes(state, shapes(2), shapes(3))
+    wanted, frozen = shapes(count), shapes(count, train=False)
+    if not (torch_files.names(wanted) - torch_files.names(frozen)) & state.keys():
+        wanted = frozen
+    return torch_files.from_torch(state, wanted, hint=layout.hint if layout else ""), count
+
+
+def _has_names(state: Mapping[str, Any], variant: str) -> bool:
+    """Whether all names of a state dict are of a network."""
+    known = torch_files.names(flops.variable_shapes(models.create(variant, num_classes=2)))
+    return torch_files.without_counts(state).keys() <= known
 
 
 def _count_classes(state: Mapping[str, Any], two: Any, three: Any) -> int:

@@ -1,8 +1,8 @@
 """AFFNet (Kuang et al., "Lightweight Semantic Segmentation Network based on Attention Feature Fusion").
 
 Four maps of a Fast-SCNN trunk, at output strides 8, 16, 32 and 32, meet in one module at stride 8 that weights them by
-attention before it joins them. This file holds the network with the ablations of Tables I and II, the two networks
-that it is compared with in Tables III and V (Fast-SCNN and SPSSNet), and its loss.
+attention before it joins them. This file holds the network with the ablations of Tables I and II, and its loss; the two
+networks that it is compared with in Tables III and V, Fast-SCNN and SPSSNet, are in zoo/.
 
 Readings (where the paper is silent or contradicts itself, and what its tables settle; the trunk has its own list):
   * the four inputs are the end of learning to downsample and the three units of the deep branch, the last one after
@@ -33,16 +33,12 @@ from jaxtyping import Array, Float
 
 from rtseg_jax.models.zoo.fast_scnn import FEATURES, Classifier, FastSCNNBackbone
 from rtseg_jax.nn import losses
-from rtseg_jax.nn.conv import Conv, ConvBatchNorm, kaiming_normal_fan_out
+from rtseg_jax.nn.conv import Conv, ConvBatchNorm, ConvBatchNormReLU, kaiming_normal_fan_out
 from rtseg_jax.nn.pool import global_max, max_pool
 from rtseg_jax.nn.resize import resize_bilinear
 
 FUSIONS = ("concat_ewa", "ewa_concat", "ewa", "concat", "fpn_pan")
-
-
 FINALS = ("concat", "add")
-
-
 Maps = tuple[Float[Array, "b _ _ _"], ...]
 
 
@@ -61,14 +57,8 @@ class ConvolutionalBlockAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         def conv(features, kernel_size, name):
-            return Conv(
-                features,
-                kernel_size,
-                use_bias=False,
-                kernel_init=kaiming_normal_fan_out,
-                dtype=self.dtype,
-                name=name,
-            )
+            options = {"kernel_init": kaiming_normal_fan_out, "dtype": self.dtype}
+            return Conv(features, kernel_size, use_bias=False, **options, name=name)
 
         def pooled(y, axis):
             mean = jnp.mean(y, axis, keepdims=True, dtype=jnp.float32).astype(y.dtype)
@@ -158,9 +148,9 @@ class PyramidFeatureFusion(nn.Module):
         """Joins the maps at the size of the first."""
 
         def merged(name, channels, kernel_size, *maps):
-            return ConvBatchNorm(
-                channels, kernel_size, activation=nn.relu, dtype=self.dtype, name=name
-            )(jnp.concatenate(maps, axis=-1), train=train)
+            return ConvBatchNormReLU(channels, kernel_size, dtype=self.dtype, name=name)(
+                jnp.concatenate(maps, axis=-1), train=train
+            )
 
         def up(x, like):
             return resize_bilinear(x, like.shape[1:3])

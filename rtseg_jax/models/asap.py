@@ -31,7 +31,8 @@ from jaxtyping import Array, Float
 from rtseg_jax.models.zoo.resnet import ResNet
 from rtseg_jax.nn import losses
 from rtseg_jax.nn.attention import dot_product_attention
-from rtseg_jax.nn.conv import Conv, ConvBatchNorm, kaiming_normal_fan_out
+from rtseg_jax.nn.conv import Conv, ConvBatchNorm, ConvBatchNormReLU, kaiming_normal_fan_out
+from rtseg_jax.nn.pool import global_avg_pool
 from rtseg_jax.nn.resize import resize_bilinear
 
 FUSIONS = ("ffdn", "ln", "in", "general", "none")
@@ -67,9 +68,9 @@ class FeaturePyramid(nn.Module):
         """Returns P1 to P4, finest first."""
         levels = []
         for i, stride in reversed(list(enumerate(STRIDES, start=1))):
-            x = ConvBatchNorm(
-                self.features, (1, 1), activation=nn.relu, dtype=self.dtype, name=f"lateral{i}"
-            )(features[stride], train=train)
+            x = ConvBatchNormReLU(self.features, (1, 1), dtype=self.dtype, name=f"lateral{i}")(
+                features[stride], train=train
+            )
             if levels:
                 x = x + resize_bilinear(levels[-1], x.shape[1:3])
             levels.append(x)
@@ -150,13 +151,10 @@ class GeneralFusion(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], *, train: bool
     ) -> Float[Array, "b h w features"]:
-        x = ConvBatchNorm(self.features, (1, 1), activation=nn.relu, dtype=self.dtype, name="conv")(
-            x, train=train
-        )
-        mean = jnp.mean(x, (1, 2), keepdims=True, dtype=jnp.float32)
+        x = ConvBatchNormReLU(self.features, (1, 1), dtype=self.dtype, name="conv")(x, train=train)
         weight = ConvBatchNorm(
             self.features, (1, 1), activation=nn.sigmoid, dtype=self.dtype, name="attention"
-        )(mean, train=train)
+        )(global_avg_pool(x), train=train)
         return x * weight + x if self.residual else x * weight
 
 
@@ -283,9 +281,7 @@ class ASAP(nn.Module):
                 name="attention",
             )(x)
         for i, width in enumerate(self.conv_blocks, start=1):
-            x = ConvBatchNorm(width, activation=nn.relu, dtype=self.dtype, name=f"block{i}")(
-                x, train=train
-            )
+            x = ConvBatchNormReLU(width, dtype=self.dtype, name=f"block{i}")(x, train=train)
 
         def scores(name, x):
             head = Conv(

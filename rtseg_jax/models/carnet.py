@@ -35,6 +35,7 @@ from rtseg_jax.models.zoo.resnet import ResNet
 from rtseg_jax.nn import losses
 from rtseg_jax.nn.blocks import ChainedResidualPooling
 from rtseg_jax.nn.conv import Conv, torch_default
+from rtseg_jax.nn.pool import global_avg_pool
 from rtseg_jax.nn.resize import resize_bilinear
 
 FEATURES = 256
@@ -46,10 +47,6 @@ REDUCTIONS = ("mean", "sum")
 
 def _pointwise(features: int, dtype: DTypeLike, name: str) -> Conv:
     return Conv(features, (1, 1), use_bias=False, kernel_init=torch_default, dtype=dtype, name=name)
-
-
-def _global_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 c"]:
-    return jnp.mean(x, (1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
 
 
 class Cascade(nn.Module):
@@ -105,7 +102,7 @@ class ContextualAttentionRefinement(nn.Module):
         """
         f1, f2 = low.astype(self.dtype), high.astype(self.dtype)
         # The mean of a concatenation is the concatenation of the means: the maps need not be copied.
-        context = jnp.concatenate([_global_pool(f1), _global_pool(f2)], axis=-1)
+        context = jnp.concatenate([global_avg_pool(f1), global_avg_pool(f2)], axis=-1)
         z = nn.relu(_pointwise(self.hidden, self.dtype, "context")(context))
         widths = (self.attention_hidden, low.shape[-1])
         attention = nn.sigmoid(Cascade(widths, self.dtype, name="attention")(z))
@@ -190,7 +187,7 @@ class CARNet(nn.Module):
         if self.num_modules > 0:
             widths = (self.global_hidden, FEATURES) if self.global_hidden else (FEATURES,)
             last = features[32][-1] if mobile else features[32]
-            high = Cascade(widths, self.dtype, name="global_feature")(_global_pool(last))
+            high = Cascade(widths, self.dtype, name="global_feature")(global_avg_pool(last))
         for k in range(1, self.num_modules + 1):
             x, present = ContextualAttentionRefinement(
                 self.num_classes,

@@ -1,5 +1,6 @@
 """Blocks that more than one paper's network is made of."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -86,22 +87,10 @@ class InvertedResidual(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 co"]:
         y, channels = x, x.shape[-1]
+        conv = functools.partial(ConvBatchNorm, activation=self.activation, dtype=self.dtype)
         if self.expand:
-            y = ConvBatchNorm(
-                self.expansion * channels,
-                (1, 1),
-                activation=self.activation,
-                dtype=self.dtype,
-                name="expand",
-            )(y, train=train)
-        y = ConvBatchNorm(
-            None,
-            (3, 3),
-            self.strides,
-            activation=self.activation,
-            dtype=self.dtype,
-            name="depthwise",
-        )(y, train=train)
+            y = conv(self.expansion * channels, (1, 1), name="expand")(y, train=train)
+        y = conv(None, (3, 3), self.strides, name="depthwise")(y, train=train)
         y = ConvBatchNorm(self.features, (1, 1), dtype=self.dtype, name="project")(y, train=train)
         return x + y if self.strides == (1, 1) and channels == self.features else y
 
@@ -119,15 +108,9 @@ class ChainedResidualPooling(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        top = x
+        top, options = x, {"kernel_init": self.kernel_init, "dtype": self.dtype}
         for i in range(1, self.stages + 1):
-            top = Conv(
-                self.features,
-                (1, 1),
-                use_bias=False,
-                kernel_init=self.kernel_init,
-                dtype=self.dtype,
-                name=f"conv{i}",
-            )(max_pool(top, (5, 5), (1, 1), (2, 2)))
+            conv = Conv(self.features, (1, 1), use_bias=False, **options, name=f"conv{i}")
+            top = conv(max_pool(top, (5, 5), (1, 1), (2, 2)))
             x = x + top
         return x

@@ -269,6 +269,7 @@ class ConvBatchNorm(nn.Module):
     Attributes:
         features: Output channels; None makes the convolution depth-wise.
         multiplier: Of a depth-wise convolution, see DepthwiseConv.
+        groups: Of one that is not, see Conv.
     """
 
     features: int | None
@@ -282,13 +283,14 @@ class ConvBatchNorm(nn.Module):
     kernel_init: Initializer = kaiming_normal_fan_out
     multiplier: int = 1
     dtype: Any = jnp.float32
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w ci"], *, train: bool) -> Float[Array, "b h2 w2 co"]:
         if self.features is None:
             conv = functools.partial(DepthwiseConv, multiplier=self.multiplier)
         else:
-            conv = functools.partial(Conv, self.features)
+            conv = functools.partial(Conv, self.features, groups=self.groups)
         x = conv(
             kernel_size=self.kernel_size,
             strides=self.strides,
@@ -301,3 +303,6 @@ class ConvBatchNorm(nn.Module):
         )(x)
         x = BatchNorm(self.epsilon, dtype=self.dtype, name="norm")(x, train=train)
         return x if self.activation is None else self.activation(x)
+
+
+ConvBatchNormReLU = functools.partial(ConvBatchNorm, activation=nn.relu)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 from jax import Array, lax
 
-Pair = tuple[int, int]
+from rtseg_jax.base.sizes import Pair
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 

@@ -231,17 +231,41 @@ def mined(
     min_kept: float,
 ) -> dict[str, Float[Array, ""]]:
     """OHEM cross-entropy of each of several score maps, upsampled to the label's size; arguments as there."""
+    size = label.shape[1:3]
+    options = {"threshold": threshold, "min_kept": min_kept, "axis": 1}
     return {
-        name: ohem_cross_entropy(
-            upsample_class_maps(logits, label.shape[1:3]),
-            label,
-            class_weights,
-            threshold=threshold,
-            min_kept=min_kept,
-            axis=1,
-        )
-        for name, logits in outputs.items()
+        name: ohem_cross_entropy(upsample_class_maps(scores, size), label, class_weights, **options)
+        for name, scores in outputs.items()
     }
+
+
+def auxiliary_loss(
+    outputs: Mapping[str, Float[Array, "b _ _ k"]],
+    batch: dict[str, Array],
+    *,
+    class_weights: tuple[float, ...] | None,
+    threshold: float,
+    min_kept: float,
+    aux_weight: float,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """OHEM cross-entropy of a network's scores, and `aux_weight` times the sum of those of its training heads.
+
+    Args:
+        outputs: "logits" and the training heads' scores by name, as the network returned them under train=True.
+        batch: "label" [b, h, w] int32 train ids, 255 = ignore; to its size scores are upsampled.
+        class_weights: One weight per class, or None.
+        threshold: Pixels whose true class is at most this sure are kept.
+        min_kept: OHEM's lower bound, as a fraction of the batch's pixels.
+        aux_weight: Of every training head.
+
+    Returns:
+        The loss and its terms by name, before their weights.
+    """
+    given = {"threshold": threshold, "min_kept": min_kept}
+    terms = mined(outputs, batch["label"], class_weights, **given)
+    main = terms.pop("logits")
+    value = main + aux_weight * sum(terms.values())
+    return value, {"loss": value, "main": main, **terms}
 
 
 def _check_counts(pixel_counts: tuple[int, ...]) -> None:

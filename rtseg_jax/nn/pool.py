@@ -172,6 +172,11 @@ def adaptive_avg_pool(x: Float[Array, "b h w c"], size: Pair) -> Float[Array, "b
     return jnp.einsum("bhwc,Ww->bhWc", y, columns, precision="highest").astype(x.dtype)
 
 
+def global_avg_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 c"]:
+    """The mean of each channel, summed in float32."""
+    return jnp.mean(x, (1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def global_max(x: Float[Array, "b h w c"], axis: int | Pair) -> Float[Array, "b _ _ _"]:
     """The maximum over an axis, or over two neighbouring ones, which keep size 1; the gradient goes to the first.

@@ -6,21 +6,20 @@ The exit code is 1 if anything is wrong.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import hashlib
 import math
-import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 from rtseg_jax import data
 from rtseg_jax.base import config as settings
+from rtseg_jax.base.files import one_line
+from rtseg_jax.base.threads import for_each
 from rtseg_jax.data import files, pipeline, spec
 from rtseg_jax.inference import evaluator, pictures
 from rtseg_jax.nn import losses
@@ -99,7 +98,7 @@ def read(
             if patches is not None and (label.shape[0] < patches[2] or label.shape[1] < patches[3]):
                 in_patches.load(i * patches_each)  # says so itself
         except Exception as error:  # one bad pair, whatever is bad, must not hide the others
-            line = " ".join(str(error).split())
+            line = one_line(error)
             if isinstance(error, spec.DataError):
                 return line
             return f"{spec.where(dataset, i)}: {type(error).__name__}: {line}"
@@ -114,17 +113,8 @@ def read(
         digest.update(np.ascontiguousarray(image))
         return Example(label.shape, counts, digest.digest())
 
-    workers = (os.cpu_count() or 1) if num_workers is None else num_workers
-    with concurrent.futures.ThreadPoolExecutor(workers, "rtseg-check") as executor:
-        found = list(
-            tqdm(
-                executor.map(look, range(len(dataset))),
-                total=len(dataset),
-                desc=f"reading {dataset.table.name} {dataset.split}",
-                unit="pair",
-                disable=None,
-            )
-        )
+    title = f"reading {dataset.table.name} {dataset.split}"
+    found = for_each(look, len(dataset), doing=title, unit="pair", num_workers=num_workers)
     return Survey(
         dataset,
         {i: x for i, x in enumerate(found) if isinstance(x, Example)},

@@ -35,7 +35,8 @@ from PIL import Image
 from rtseg_jax import data
 from rtseg_jax.base import config as settings
 from rtseg_jax.base.extras import optional
-from rtseg_jax.base.files import absolute
+from rtseg_jax.base.files import absolute, one_line
+from rtseg_jax.base.sizes import Pair
 from rtseg_jax.data import files
 from rtseg_jax.data.spec import ClassTable, Image3, Label
 from rtseg_jax.inference import evaluator, pictures
@@ -44,7 +45,6 @@ from rtseg_jax.programs.shared.command_line import Flags, Given, Program
 from rtseg_jax.programs.shared.process import prepare_process
 from rtseg_jax.weights import checkpoint
 
-Pair = tuple[int, int]
 KEPT = 4  # compiled programs, each for one checkpoint and one size of frames
 CALLS, SECONDS = 5, 1.0  # a time is the median of so many calls, of fewer where they take longer
 EXAMPLES = 4
@@ -52,7 +52,6 @@ SHOWN_SIDE = 1280  # of a picture on the page, in pixels
 CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}}
 STREAM_EVERY = 0.1  # seconds between the camera's frames
 CAMERAS = 4  # at once; the frames of all take turns
-PORTS = range(7860, 7960)
 LARGEST_FILE = "64mb"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HINT = "Drop an image, paste one, or take one with the camera."
@@ -318,70 +317,83 @@ _STYLE = """
 _SET_OPACITY = "(v) => document.documentElement.style.setProperty('--classes-opacity', v / 100)"
 
 
-def page(
-    gradio: Any,
-    workdirs: Sequence[pathlib.Path],
-    predict_frame: Callable[..., Prediction],
-    folder: pathlib.Path,
-) -> Any:
-    """The page as Gradio's Blocks.
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What the page shows of what is chosen on it; Gradio calls the methods.
 
-    Args:
+    Attributes:
         gradio: The module.
         workdirs: Where the networks are, as of networks.load().
         predict_frame: What predictor() returns.
-        folder: For what can be downloaded, and the examples.
-
-    Raises:
-        FileNotFoundError, ValueError: as of kept().
+        folder: Where uploads are, and what can be downloaded goes.
     """
-    folder = folder.resolve()
 
-    def choices() -> list[tuple[str, str]]:
-        return [(k.label, f"{workdirs.index(k.workdir)}:{k.step}") for k in kept(workdirs)]
+    gradio: Any
+    workdirs: Sequence[pathlib.Path]
+    predict_frame: Callable[..., Prediction]
+    folder: pathlib.Path
 
-    def refresh(chosen: str) -> Any:
-        """A run that goes on writes checkpoints and deletes others."""
-        found = choices()
+    def choices(self) -> list[tuple[str, str]]:
+        """The checkpoints that there are: what each is called, and its place in `workdirs` with its step."""
+        found = kept(self.workdirs)
+        return [(k.label, f"{self.workdirs.index(k.workdir)}:{k.step}") for k in found]
+
+    def refresh(self, chosen: str) -> Any:
+        """The list anew: a run that goes on writes checkpoints and deletes others."""
+        found = self.choices()
         values = [value for _, value in found]
-        return gradio.Dropdown(
+        return self.gradio.Dropdown(
             choices=found, value=chosen if chosen in values else values[0], interactive=True
         )
 
-    def show(read: Callable[[], Image3], chosen: str, calls: int) -> tuple[str, Prediction | None]:
+    def image(self, given: dict[str, Any] | None, chosen: str) -> tuple[str, Any]:
+        """What a network makes of an uploaded image, and its class map to download."""
+        if given is None:
+            return _line("hint", HINT), self._nothing()
+        path = pathlib.Path(given["path"]).resolve()
+        if not path.is_relative_to(self.folder):
+            return _line("problem", f"{path.name}: was not uploaded here"), self._nothing()
+        shown, prediction = self._shown(lambda: files.read_frame(path), chosen, CALLS)
+        if prediction is None:
+            shown = shown.replace(html.escape(str(path)), html.escape(path.name))
+            return shown, self._nothing()
+        file = pathlib.Path(tempfile.mkdtemp(dir=self.folder)) / f"{path.stem}_ids.png"
+        Image.fromarray(prediction.ids).save(file)
+        return shown, self.gradio.DownloadButton(value=str(file), interactive=True)
+
+    def camera(self, frame: np.ndarray | None, chosen: str) -> tuple[str, Any]:
+        """What a network makes of a frame of the camera."""
+        if frame is None:
+            return _line("hint", HINT), self._nothing()
+        read = functools.partial(np.ascontiguousarray, frame[..., :3])
+        return self._shown(read, chosen, 1)[0], self._nothing()
+
+    def _nothing(self) -> Any:
+        return self.gradio.DownloadButton(value=None, interactive=False)
+
+    def _shown(
+        self, read: Callable[[], Image3], chosen: str, calls: int
+    ) -> tuple[str, Prediction | None]:
         run, _, step = chosen.partition(":")
         try:
             frame = read()
-            prediction = predict_frame(workdirs[int(run)], int(step), frame, calls)
+            prediction = self.predict_frame(self.workdirs[int(run)], int(step), frame, calls)
         except (ValueError, OSError) as error:
             return _line("problem", str(error)), None
         except jax.errors.JaxRuntimeError as error:
             return _line("problem", f"the network failed on it: {str(error)[:200]}"), None
         return overlaid(frame, prediction) + facts(prediction) + legend(prediction), prediction
 
-    def show_image(given: dict[str, Any] | None, chosen: str) -> tuple[str, Any]:
-        nothing = gradio.DownloadButton(value=None, interactive=False)
-        if given is None:
-            return _line("hint", HINT), nothing
-        path = pathlib.Path(given["path"]).resolve()
-        if not path.is_relative_to(folder):
-            return _line("problem", f"{path.name}: was not uploaded here"), nothing
-        shown, prediction = show(lambda: files.read_frame(path), chosen, CALLS)
-        if prediction is None:
-            return shown.replace(html.escape(str(path)), html.escape(path.name)), nothing
-        file = pathlib.Path(tempfile.mkdtemp(dir=folder)) / f"{path.stem}_ids.png"
-        Image.fromarray(prediction.ids).save(file)
-        return shown, gradio.DownloadButton(value=str(file), interactive=True)
 
-    def show_camera(frame: np.ndarray | None, chosen: str) -> tuple[str, Any]:
-        nothing = gradio.DownloadButton(value=None, interactive=False)
-        if frame is None:
-            return _line("hint", HINT), nothing
-        return show(lambda: np.ascontiguousarray(frame[..., :3]), chosen, 1)[0], nothing
+def page(answers: Answers) -> Any:
+    """The page as Gradio's Blocks.
 
+    Raises:
+        FileNotFoundError, ValueError: as of kept().
+    """
+    gradio, found = answers.gradio, answers.choices()
+    paths, of = examples(answers.workdirs, answers.folder)
     plain = {"js_on_load": None, "apply_default_css": False}
-    found = choices()
-    paths, of = examples(workdirs, folder)
     blocks = gradio.Blocks(title="rtseg_jax", analytics_enabled=False, delete_cache=(600, 3600))
     with blocks:
         gradio.HTML("<h1>Real-time semantic segmentation</h1>", **plain, elem_id="title")
@@ -428,11 +440,13 @@ def page(
                 download = gradio.DownloadButton(
                     "Class numbers as PNG", interactive=False, elem_id="download"
                 )
-        blocks.load(refresh, choice, choice, api_visibility="private", show_progress="hidden")
+        blocks.load(
+            answers.refresh, choice, choice, api_visibility="private", show_progress="hidden"
+        )
         opacity.change(None, opacity, None, js=_SET_OPACITY, api_visibility="private")
         gradio.on(
             [image.change, choice.change],
-            show_image,
+            answers.image,
             [image, choice],
             [view, download],
             preprocess=False,  # Gradio's own reading fails on what is no image
@@ -440,7 +454,7 @@ def page(
             show_progress_on=[view],
         )
         camera.stream(
-            show_camera,
+            answers.camera,
             [camera, choice],
             [view, download],
             api_visibility="private",
@@ -452,29 +466,6 @@ def page(
 
 
 # The program
-
-
-def free_port(host: str, port: int | None) -> int:
-    """The port, or the first free one of PORTS where None is asked for.
-
-    Raises:
-        ValueError: it is taken, all are, or the host is no address of this machine.
-    """
-    for tried in PORTS if port is None else (port,):
-        try:
-            family, *_, address = socket.getaddrinfo(host, tried, type=socket.SOCK_STREAM)[0]
-            with socket.socket(family) as listener:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                listener.bind(address)
-                return listener.getsockname()[1]
-        except socket.gaierror as error:
-            raise ValueError(f"--host={host} is no address: {error.strerror}") from error
-        except OSError as error:
-            problem = error
-    given = f"ports {PORTS[0]}-{PORTS[-1]}" if port is None else f"port {port}"
-    raise ValueError(
-        f"{given} of {host} cannot be listened on ({problem.strerror}); give another --port or --host"
-    )
 
 
 def serve(
@@ -490,12 +481,12 @@ def serve(
     Args:
         workdirs: Where the networks are, as of networks.load().
         host: That it listens on.
-        port: That it listens on; None for the first free one of PORTS.
+        port: That it listens on; None or 0 for one that Gradio finds free.
         browser: Whether one is opened.
         **options: Arguments of predictor().
 
     Raises:
-        ValueError: no gradio, or as of kept() and free_port().
+        ValueError: no gradio, a host or port that cannot be listened on, or as of kept().
         FileNotFoundError: as of kept().
     """
     with tempfile.TemporaryDirectory(prefix="rtseg_demo_", ignore_cleanup_errors=True) as folder:
@@ -510,12 +501,14 @@ def serve(
             "no_proxy": reached,
         }
         gradio = optional("gradio", "demo")
-        blocks = page(gradio, workdirs, predictor(**options), pathlib.Path(folder))
+        uploads = pathlib.Path(folder).resolve()
+        blocks = page(Answers(gradio, workdirs, predictor(**options), uploads))
         fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
         try:
+            socket.getaddrinfo(host, None)
             blocks.launch(
                 server_name=f"[{host}]" if ":" in host else host,
-                server_port=free_port(host, port),
+                server_port=port or None,
                 inbrowser=browser,
                 share=False,
                 quiet=True,
@@ -535,6 +528,11 @@ def serve(
             print(f"{blocks.local_url} shows it; Ctrl-C ends it", flush=True)
             while True:
                 time.sleep(3600)
+        except OSError as error:
+            raise ValueError(
+                f"{host}, port {port or 'of any number'}, cannot be listened on ({one_line(error)});"
+                " give another --port or --host"
+            ) from error
         finally:
             blocks.close(verbose=False)
 
@@ -545,8 +543,7 @@ def define(flags: Flags) -> None:
     flags.strings("network", text)
     flags.strings("workdir", "Another name for --network.")
     flags.string("host", "Address that the page is served on.", "127.0.0.1")
-    text = f"Port of the page, 0 for any; from {PORTS[0]} the first free one if not given."
-    flags.count("port", text, None, low=0, high=65535)
+    flags.count("port", "Port of the page; a free one if not given.", None, low=0, high=65535)
     flags.switch("open", "Open the page in a browser.")
     flags.size("that the network sees, or 'own'; as evaluated if not given.")
     flags.count(
@@ -559,7 +556,7 @@ def main(given: Given, _: list[str]) -> None:
     """Serves the page until Ctrl-C."""
     places = [*given.network, *given.workdir] or list(networks.shipped())
     prepare_process(many_threads=True)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has SIGHUP
             signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):

@@ -16,7 +16,6 @@ shrink or pad, a line tells what predict shows the network instead.
 
 import dataclasses
 import json
-import os
 import pathlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,16 +29,17 @@ import numpy as np
 from rtseg_jax import models
 from rtseg_jax.base import config as settings
 from rtseg_jax.base.extras import optional
+from rtseg_jax.base.files import written_whole
 from rtseg_jax.inference import network as networks
 from rtseg_jax.inference import program as infer
 from rtseg_jax.models import flops
 from rtseg_jax.programs.shared import command_line
 from rtseg_jax.programs.shared.command_line import Flags, Given, Program
+from rtseg_jax.programs.shared.frames import smooth_frames
 from rtseg_jax.programs.shared.process import prepare_process
 from rtseg_jax.weights import bundle, torch_files
 
 FORMATS = ("stablehlo", "onnx", "bundle")
-
 
 DTYPES = {
     "stablehlo": ("float32", "bfloat16", "float16"),
@@ -47,9 +47,7 @@ DTYPES = {
     "bundle": bundle.DTYPES,
 }
 
-
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-
 
 # How far below the best score the score of a chosen class may lie, over the largest score.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
@@ -112,8 +110,7 @@ def onnx(
     twin = torch_ref.create(variant, num_classes, **options)
     model = models.create(variant, num_classes=num_classes, **options)
     whole, frozen = (
-        {name for name, *_ in torch_files.named(flops.variable_shapes(model, train=train))}
-        for train in (True, False)
+        torch_files.names(flops.variable_shapes(model, train=train)) for train in (True, False)
     )
     torch_ref.load(twin, torch_files.to_torch(variables), without=whole - frozen)
     program = torch_ref.Program(twin, dtype=getattr(torch, dtype), **seen)
@@ -150,12 +147,6 @@ def _run_onnx(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
     runtime = optional("onnxruntime", "onnx")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda frames: session.run(None, {"frames": frames})[0]
-
-
-def smooth_frames(batch: int, size: tuple[int, int]) -> np.ndarray:
-    """Frames [batch, h, w, 3] of soft spots of colour; of noise, the classes of neighbouring pixels are a toss-up."""
-    spots = np.random.default_rng(0).uniform(0, 255, (batch, 6, 8, 3)).astype(np.float32)
-    return np.asarray(jax.image.resize(spots, (batch, *size, 3), "bilinear")).astype(np.uint8)
 
 
 def compare(
@@ -267,6 +258,20 @@ def export_run(
         ValueError: a format, dtype, platform or step that there is not; a missing package; an output that cannot be
             a file; or what is exported differs from the network.
     """
+    _check_request(format, output, dtype, platforms)
+    network = networks.load(place, which)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if format == "bundle":
+        dataclasses.replace(network, facts={**network.facts, **facts}).save(output, dtype)
+        lines = ["read again and found equal"]
+    else:
+        size = _frame_size(network.config, place) if size is None else size
+        lines = _write_program(network, format, output, size, batch, dtype, platforms)
+    print(f"{network.name}, step {network.step}, {len(network.class_names)} classes, as {format}")
+    print("\n".join((*lines, f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")))
+
+
+def _check_request(format: str, output: pathlib.Path, dtype: str, platforms: Sequence[str]) -> None:
     if format not in FORMATS:
         raise ValueError(f"unknown format '{format}'; choose one of {', '.join(FORMATS)}")
     if dtype not in DTYPES[format]:
@@ -279,58 +284,52 @@ def export_run(
     if format == "bundle" and output.suffix != ".safetensors":
         raise ValueError(f"--output={output}: a bundle's name ends in .safetensors")
     command_line.check_folder(output.parent, "output")
-    network = networks.load(place, which)
+
+
+def _write_program(
+    network: networks.Network,
+    format: str,
+    output: pathlib.Path,
+    size: tuple[int, int],
+    batch: int | None,
+    dtype: str,
+    platforms: Sequence[str],
+) -> list[str]:
+    """Writes a network as StableHLO or ONNX and compares it; lines on what it sees, and on what was found."""
     config, model, variables = network.config, network.model, network.variables
-    told = {"model": network.name, "step": network.step, "classes": list(network.class_names)}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if format == "bundle":
-        network = dataclasses.replace(network, facts={**network.facts, **facts})
-        network.save(output, dtype)
-        print(f"{network.name}, step {network.step}, {len(told['classes'])} classes, as {format}")
-        print(
-            f"read again and found equal\nwritten: {output} ({output.stat().st_size / 1e6:.1f} MB)"
-        )
-        return
-    size = _frame_size(config, place) if size is None else size
-    told["seen"] = config.eval.size or size
-    unchecked = output.with_name(f"{output.name}.unchecked")
-    try:
-        seen = {**settings.shown(config), "size": config.eval.size}
-        program = infer.program(model, variables, dtype=jnp.dtype(dtype), **seen)
+    shown = {**settings.shown(config), "size": config.eval.size}
+    seen = config.eval.size or size
+    with written_whole(output) as unchecked:
         if format == "onnx":
-            texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in told.items()}
+            classes = list(network.class_names)
+            told = {"step": network.step, "classes": classes, "seen": seen}
             onnx(
                 unchecked,
-                config.model.name,
+                network.name,
                 variables,
                 size,
                 batch,
-                texts,
-                num_classes=len(told["classes"]),
+                {"model": network.name, **{k: json.dumps(v) for k, v in told.items()}},
+                num_classes=len(classes),
                 options=config.model.options.to_dict(),
                 dtype=dtype,
-                **seen,
+                **shown,
             )
             run = _run_onnx(unchecked)
         else:
+            program = infer.program(model, variables, dtype=jnp.dtype(dtype), **shown)
             unchecked.write_bytes(stablehlo(program, size, batch, platforms))
             run = _run_stablehlo(unchecked)
         found = f"not compared: this machine has none of {', '.join(platforms)}"
         if run is not None:
-            logits = infer.freeze(model, variables, (1, *size), output="logits", **seen)
+            logits = infer.freeze(model, variables, (1, *size), output="logits", **shown)
             batches = (1, 3) if batch is None else (batch,)
             share = compare(run, logits, size, batches, TOLERANCE[dtype])
             found = (
                 f"read again and compared with the network in float32 at {size[0]}x{size[1]}, "
                 f"batch {' and '.join(map(str, batches))}: {100 * share:.3f} % of pixels agree"
             )
-        os.replace(unchecked, output)
-    finally:
-        unchecked.unlink(missing_ok=True)
-    print(f"{network.name}, step {network.step}, {len(told['classes'])} classes, as {format}")
-    print(_told_of_sizes(config, size, told["seen"]))
-    print(found)
-    print(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    return [_told_of_sizes(config, size, seen), found]
 
 
 def _batch(text: str) -> int | None:

@@ -16,8 +16,6 @@ from rtseg_jax.models import flops, published
 from rtseg_jax.programs.shared import tables
 from rtseg_jax.programs.shared.command_line import Flags, Given, Program
 
-FORMATS = ("text", "json", "markdown")
-
 
 @functools.cache
 def _variables(variant: str, num_classes: int, options: tuple) -> Any:

@@ -14,10 +14,11 @@ from torch import nn
 from rtseg_jax.torch_ref.affnet import AFFNet, FastSCNN, SPSSNet
 from rtseg_jax.torch_ref.asap import ASAP
 from rtseg_jax.torch_ref.bisenetv2 import BiSeNetV2
+from rtseg_jax.torch_ref.blocks import upsample
 from rtseg_jax.torch_ref.carnet import CARNet
 from rtseg_jax.torch_ref.cgnet import CGNet
 from rtseg_jax.torch_ref.ddrnet import DDRNet
-from rtseg_jax.torch_ref.eacnet import EACNet, upsample
+from rtseg_jax.torch_ref.eacnet import EACNet
 from rtseg_jax.torch_ref.enet import ENet
 from rtseg_jax.torch_ref.erfnet import ERFNet
 from rtseg_jax.torch_ref.espnet import ESPNet

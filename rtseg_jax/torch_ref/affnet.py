@@ -6,16 +6,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rtseg_jax.torch_ref.blocks import ChainedResidualPooling, ConvBatchNorm, init_weights
+from rtseg_jax.torch_ref.blocks import (
+    ChainedResidualPooling,
+    ConvBatchNorm,
+    ConvBatchNormReLU,
+    init_weights,
+    upsample,
+)
 from rtseg_jax.torch_ref.fast_scnn import DepthwiseSeparableConv, FastSCNNBackbone
 
 FUSIONS = ("concat_ewa", "ewa_concat", "ewa", "concat", "fpn_pan")
 FINALS = ("concat", "add")
-
-
-def resize(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Bilinear, half-pixel centres: [b, c, h, w] -> [b, c, *size]."""
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 class ConvolutionalBlockAttention(nn.Module):
@@ -78,23 +79,23 @@ class AttentionFeatureFusion(nn.Module):
             if fusion != "ewa_concat":
                 self.add_module(f"pooling_conv{i}", ConvBatchNorm(c, 128, 1))
         if fusion == "ewa_concat":
-            self.pooling_merge = ConvBatchNorm(total, 128, 3, activation=F.relu)
+            self.pooling_merge = ConvBatchNormReLU(total, 128, 3)
         else:
             merged = 128 if fusion == "ewa" else total
-            self.attention_merge = ConvBatchNorm(merged, 128, 3, activation=F.relu)
+            self.attention_merge = ConvBatchNormReLU(merged, 128, 3)
         if fusion == "concat":
-            self.pooling_merge = ConvBatchNorm(4 * 128, 128, 1, activation=F.relu)
+            self.pooling_merge = ConvBatchNormReLU(4 * 128, 128, 1)
         if final == "concat":
-            self.merge = ConvBatchNorm(2 * 128, 128, 1, activation=F.relu)
+            self.merge = ConvBatchNormReLU(2 * 128, 128, 1)
 
     def attention_branch(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """The maps weighted by attention, as one of 128 channels at the first's size."""
         size = maps[0].shape[2:]
         maps = [self.get_submodule(f"attention{i}")(x) for i, x in enumerate(maps, start=1)]
         if self.fusion in ("concat_ewa", "concat"):
-            return self.attention_merge(torch.cat([resize(x, size) for x in maps], dim=1))
+            return self.attention_merge(torch.cat([upsample(x, size) for x in maps], dim=1))
         maps = [self.get_submodule(f"attention_conv{i}")(x) for i, x in enumerate(maps, start=1)]
-        added = sum(resize(x, size) for x in maps)
+        added = sum(upsample(x, size) for x in maps)
         return self.attention_merge(added) if self.fusion == "ewa" else added
 
     def pooling_branch(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -102,7 +103,7 @@ class AttentionFeatureFusion(nn.Module):
         size = maps[0].shape[2:]
         if self.fusion != "ewa_concat":
             maps = [self.get_submodule(f"pooling_conv{i}")(x) for i, x in enumerate(maps, start=1)]
-        maps = [resize(F.max_pool2d(x, 5, stride=1, padding=2), size) for x in maps]
+        maps = [upsample(F.max_pool2d(x, 5, stride=1, padding=2), size) for x in maps]
         if self.fusion in ("concat_ewa", "ewa"):
             return sum(maps)
         return self.pooling_merge(torch.cat(maps, dim=1))
@@ -131,12 +132,12 @@ class PyramidFeatureFusion(nn.Module):
                 f"attention{i}", ConvolutionalBlockAttention(c, reduction, attention_residual)
             )
         c1, c2, c3, c4 = channels
-        self.top3 = ConvBatchNorm(c4 + c3, 64, 3, activation=F.relu)
-        self.top2 = ConvBatchNorm(64 + c2, 64, 3, activation=F.relu)
-        self.top1 = ConvBatchNorm(64 + c1, 64, 3, activation=F.relu)
-        self.bottom2 = ConvBatchNorm(64 + 64, 96, 1, activation=F.relu)
-        self.bottom3 = ConvBatchNorm(96 + 64, 96, 1, activation=F.relu)
-        self.merge = ConvBatchNorm(96, 128, 3, activation=F.relu)
+        self.top3 = ConvBatchNormReLU(c4 + c3, 64, 3)
+        self.top2 = ConvBatchNormReLU(64 + c2, 64, 3)
+        self.top1 = ConvBatchNormReLU(64 + c1, 64, 3)
+        self.bottom2 = ConvBatchNormReLU(64 + 64, 96, 1)
+        self.bottom3 = ConvBatchNormReLU(96 + 64, 96, 1)
+        self.merge = ConvBatchNormReLU(96, 128, 3)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Four maps -> [b, 128, h, w], the size of the first."""
@@ -148,11 +149,11 @@ class PyramidFeatureFusion(nn.Module):
             self.get_submodule(f"attention{i}")(x) for i, x in enumerate(maps, start=1)
         )
         top3 = self.top3(torch.cat([f4, f3], dim=1))
-        top2 = self.top2(torch.cat([resize(top3, f2.shape[2:]), f2], dim=1))
-        top1 = self.top1(torch.cat([resize(top2, f1.shape[2:]), f1], dim=1))
+        top2 = self.top2(torch.cat([upsample(top3, f2.shape[2:]), f2], dim=1))
+        top1 = self.top1(torch.cat([upsample(top2, f1.shape[2:]), f1], dim=1))
         bottom2 = self.bottom2(torch.cat([halve(top1), top2], dim=1))
         bottom3 = self.bottom3(torch.cat([halve(bottom2), top3], dim=1))
-        return self.merge(resize(bottom3, f1.shape[2:]))
+        return self.merge(upsample(bottom3, f1.shape[2:]))
 
 
 class FeatureFusion(nn.Module):
@@ -161,15 +162,13 @@ class FeatureFusion(nn.Module):
     def __init__(self, channels: Sequence[int], align_corners: bool = False):
         super().__init__()
         deep, self.align_corners = channels[3], align_corners
-        self.depthwise = ConvBatchNorm(deep, deep, 3, groups=deep, activation=F.relu)
+        self.depthwise = ConvBatchNormReLU(deep, deep, 3, groups=deep)
         self.deep = ConvBatchNorm(deep, 128, 1, bias=True)
         self.shallow = ConvBatchNorm(channels[0], 128, 1, bias=True)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Four maps, of which two count -> [b, 128, h, w], the size of the first."""
-        deep = F.interpolate(
-            maps[3], maps[0].shape[2:], mode="bilinear", align_corners=self.align_corners
-        )
+        deep = upsample(maps[3], maps[0].shape[2:], self.align_corners)
         deep = self.deep(self.depthwise(deep))
         return F.relu(self.shallow(maps[0]) + deep)
 
@@ -187,7 +186,7 @@ class StagePooling(nn.Module):
         """Four maps -> [b, 128, h, w], the size of the first."""
         wide = (self.get_submodule(f"conv{i}")(x) for i, x in enumerate(maps, start=1))
         pooled = (self.get_submodule(f"pooling{i}")(x) for i, x in enumerate(wide, start=1))
-        return F.relu(sum(resize(x, maps[0].shape[2:]) for x in pooled))
+        return F.relu(sum(upsample(x, maps[0].shape[2:]) for x in pooled))
 
 
 class Classifier(nn.Sequential):

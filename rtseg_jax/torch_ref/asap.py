@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rtseg_jax.torch_ref.blocks import ConvBatchNorm, init_weights
+from rtseg_jax.torch_ref.blocks import ConvBatchNorm, ConvBatchNormReLU, init_weights, upsample
 from rtseg_jax.torch_ref.resnet import ResNet
 
 OPTIONS = {
@@ -24,23 +24,19 @@ def _check(**options: str | int) -> None:
             raise ValueError(f"unknown {name} '{value}'; choose one of {choices}")
 
 
-def _resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
-
-
 class FeaturePyramid(nn.Module):
     """1x1 laterals and a top-down path of sums; P1 to P4 out of the four stages."""
 
     def __init__(self, channels: list[int], features: int):
         super().__init__()
         for i, c in enumerate(channels, start=1):
-            self.add_module(f"lateral{i}", ConvBatchNorm(c, features, 1, activation=F.relu))
+            self.add_module(f"lateral{i}", ConvBatchNormReLU(c, features, 1))
 
     def forward(self, stages: list[torch.Tensor]) -> list[torch.Tensor]:
         """Finest first, in and out."""
         levels = [self.get_submodule(f"lateral{i}")(x) for i, x in enumerate(stages, start=1)]
         for i in (2, 1, 0):
-            levels[i] = levels[i] + _resize(levels[i + 1], levels[i])
+            levels[i] = levels[i] + upsample(levels[i + 1], levels[i].shape[2:])
         return levels
 
 
@@ -79,7 +75,7 @@ class GeneralFusion(nn.Module):
     def __init__(self, channels: int, features: int, residual: bool):
         super().__init__()
         self.residual = residual
-        self.conv = ConvBatchNorm(channels, features, 1, activation=F.relu)
+        self.conv = ConvBatchNormReLU(channels, features, 1)
         self.attention = ConvBatchNorm(features, features, 1, activation=torch.sigmoid)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -179,7 +175,7 @@ class ASAP(nn.Module):
             )
         self.conv_blocks = len(conv_blocks)
         for i, width in enumerate(conv_blocks, start=1):
-            self.add_module(f"block{i}", ConvBatchNorm(channels, width, activation=F.relu))
+            self.add_module(f"block{i}", ConvBatchNormReLU(channels, width))
             channels = width
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         self.aux3 = nn.Conv2d(fpn_width, num_classes, 1)
@@ -190,7 +186,7 @@ class ASAP(nn.Module):
         """[b, 3, h, w] -> logits [b, k, ceil(h / fuse_stride), ceil(w / fuse_stride)]; the two aux heads are idle."""
         features = self.backbone(image)
         levels = self.pyramid([features[stride] for stride in (4, 8, 16, 32)])
-        maps = [_resize(x, levels[self.grid]) for x in levels]
+        maps = [upsample(x, levels[self.grid].shape[2:]) for x in levels]
         x = torch.cat(maps, 1) if self.merge == "cat" else sum(maps)
         x = self.attention(self.fusion(x))
         for i in range(1, self.conv_blocks + 1):

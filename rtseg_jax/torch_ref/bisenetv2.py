@@ -4,11 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rtseg_jax.torch_ref.blocks import ConvBatchNorm, init_weights
-
-
-def _relu_conv(channels: int, features: int, kernel_size: int = 3, stride: int = 1):
-    return ConvBatchNorm(channels, features, kernel_size, stride, activation=F.relu)
+from rtseg_jax.torch_ref.blocks import ConvBatchNorm, ConvBatchNormReLU, init_weights
 
 
 class DetailBranch(nn.Sequential):
@@ -19,7 +15,7 @@ class DetailBranch(nn.Sequential):
         channels = 3
         for stage, (features, count) in enumerate(((64, 2), (64, 3), (128, 3)), start=1):
             for i in range(1, count + 1):
-                conv = _relu_conv(channels, features, stride=2 if i == 1 else 1)
+                conv = ConvBatchNormReLU(channels, features, stride=2 if i == 1 else 1)
                 self.add_module(f"conv{stage}_{i}", conv)
                 channels = features
 
@@ -29,10 +25,10 @@ class Stem(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv = _relu_conv(3, 16, stride=2)
-        self.left1 = _relu_conv(16, 8, 1)
-        self.left2 = _relu_conv(8, 16, stride=2)
-        self.fuse = _relu_conv(32, 16)
+        self.conv = ConvBatchNormReLU(3, 16, stride=2)
+        self.left1 = ConvBatchNormReLU(16, 8, 1)
+        self.left2 = ConvBatchNormReLU(8, 16, stride=2)
+        self.fuse = ConvBatchNormReLU(32, 16)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """[b, 3, h, w] -> [b, 16, ceil(h / 4), ceil(w / 4)]."""
@@ -53,7 +49,7 @@ class GatherExpansion(nn.Module):
     def __init__(self, channels: int, features: int, stride: int):
         super().__init__()
         inner = 6 * channels
-        self.conv = _relu_conv(channels, channels)
+        self.conv = ConvBatchNormReLU(channels, channels)
         self.expand = ConvBatchNorm(channels, inner, 3, stride, groups=channels)
         self.depthwise = self.shortcut_depthwise = self.shortcut_project = nn.Identity()
         if stride == 2:
@@ -74,8 +70,8 @@ class ContextEmbedding(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.norm = nn.BatchNorm2d(channels)
-        self.gap = _relu_conv(channels, channels, 1)
-        self.conv = _relu_conv(channels, channels)
+        self.gap = ConvBatchNormReLU(channels, channels, 1)
+        self.conv = ConvBatchNormReLU(channels, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, c, h, w] -> the same."""
@@ -121,7 +117,7 @@ class BilateralGuidedAggregation(nn.Module):
             self.add_module(f"{name}_pointwise", nn.Conv2d(channels, channels, 1, bias=False))
         self.detail_down = ConvBatchNorm(channels, channels, 3, 2)
         self.context_gate = ConvBatchNorm(channels, channels, 3)
-        self.conv = _relu_conv(channels, channels)
+        self.conv = ConvBatchNormReLU(channels, channels)
 
     def forward(self, detail: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         """[b, c, h, w] and [b, c, ceil(h / 4), ceil(w / 4)] -> [b, c, h, w]."""
@@ -140,9 +136,9 @@ class Head(nn.Module):
         self, num_classes: int, channels: int, width: int, dropout: float, last: int | None = None
     ):
         super().__init__()
-        self.conv = _relu_conv(channels, width)
+        self.conv = ConvBatchNormReLU(channels, width)
         self.dropout = nn.Dropout(dropout)
-        self.last = None if last is None else _relu_conv(width, last)
+        self.last = None if last is None else ConvBatchNormReLU(width, last)
         self.scores = nn.Conv2d(last or width, num_classes, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Blocks that more than one network is made of, in plain PyTorch, NCHW."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -14,6 +15,11 @@ def init_weights(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def upsample(x: torch.Tensor, size: Sequence[int], align_corners: bool = False) -> torch.Tensor:
+    """Bilinear: [b, c, h, w] -> [b, c, *size]; size is (height, width)."""
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
 class ConvBatchNorm(nn.Module):
@@ -62,6 +68,9 @@ class ConvBatchNorm(nn.Module):
         """[b, channels, h, w] -> [b, features, ceil(h / stride), ceil(w / stride)]."""
         x = self.norm(self.conv(x))
         return x if self.activation is None else self.activation(x)
+
+
+ConvBatchNormReLU = functools.partial(ConvBatchNorm, activation=F.relu)
 
 
 class BatchNormPReLU(nn.BatchNorm2d):

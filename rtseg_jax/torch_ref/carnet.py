@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rtseg_jax.torch_ref.blocks import ChainedResidualPooling, init_weights
+from rtseg_jax.torch_ref.blocks import ChainedResidualPooling, init_weights, upsample
 from rtseg_jax.torch_ref.mobilenet import MobileNetV2
 from rtseg_jax.torch_ref.resnet import ResNet
 
@@ -166,12 +166,8 @@ class CARNet(nn.Module):
             if k == 1:
                 high = x.expand_as(low)
             else:
-                high = F.interpolate(
-                    self.get_submodule(f"post{k - 1}")(x),
-                    size=low.shape[2:],
-                    mode="bilinear",
-                    align_corners=True,
-                )
+                high = self.get_submodule(f"post{k - 1}")(x)
+                high = upsample(high, low.shape[2:], align_corners=True)
             x, _ = self.get_submodule(f"refinement{k}")(low, high)
             x = F.relu6(x) if self.mobile else F.relu(x)
             x = self.get_submodule(f"pooling{k}")(x)

@@ -4,13 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rtseg_jax.torch_ref.blocks import ConvBatchNorm, init_weights
+from rtseg_jax.torch_ref.blocks import ConvBatchNorm, ConvBatchNormReLU, init_weights, upsample
 from rtseg_jax.torch_ref.resnet import BasicBlock, Bottleneck
-
-
-def resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Bilinear, half-pixel centres, to the size of another map."""
-    return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
 
 
 class NormReLUConv(nn.Module):
@@ -34,7 +29,7 @@ class Head(nn.Module):
     def __init__(self, channels: int, width: int, features: int):
         super().__init__()
         self.norm = nn.BatchNorm2d(channels)
-        self.conv1 = ConvBatchNorm(channels, width, 3, activation=F.relu)
+        self.conv1 = ConvBatchNormReLU(channels, width, 3)
         self.conv2 = nn.Conv2d(width, features, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -47,8 +42,8 @@ class Layers(nn.Module):
 
     def add_stem(self, width: int) -> None:
         """Adds two strided convolutions with bias."""
-        self.stem1 = ConvBatchNorm(3, width, 3, 2, bias=True, activation=F.relu)
-        self.stem2 = ConvBatchNorm(width, width, 3, 2, bias=True, activation=F.relu)
+        self.stem1 = ConvBatchNormReLU(3, width, 3, 2, bias=True)
+        self.stem2 = ConvBatchNormReLU(width, width, 3, 2, bias=True)
 
     def add_layer(
         self,
@@ -108,44 +103,49 @@ class DualResolutionBackbone(Layers):
         x = self.run("layer2", self.run("layer1", self.stem2(self.stem1(image))))
         detail, context = self.run("detail3", x), self.run("layer3", x)
         x = context + self.down3(F.relu(detail))
-        early = detail + resize(self.compress3(F.relu(context)), detail)
+        early = detail + upsample(self.compress3(F.relu(context)), detail.shape[2:])
         detail, context = self.run("detail4", F.relu(early)), self.run("layer4", F.relu(x))
         x = context + self.down4_2(F.relu(self.down4_1(F.relu(detail))))
-        detail = detail + resize(self.compress4(F.relu(context)), detail)
+        detail = detail + upsample(self.compress4(F.relu(context)), detail.shape[2:])
         return early, self.detail5_block0(F.relu(detail)), self.layer5_block0(F.relu(x))
 
 
-class PyramidScales(nn.Module):
-    """What both pyramids begin with: a map and four means of it, each through its own NormReLUConv."""
+class Pyramid(nn.Module):
+    """A map and four means of it, each through its own NormReLUConv, refined and merged, beside a shortcut."""
 
-    def __init__(self, channels: int, width: int):
+    def __init__(self, channels: int, width: int, features: int):
         super().__init__()
         for i in range(5):
             self.add_module(f"scale{i}", NormReLUConv(channels, width))
-
-    def scales(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Five maps of x's size; the zeros of a mean's padding count."""
-        means = [F.avg_pool2d(x, 2 * n + 1, n, n) for n in (2, 4, 8)]
-        means.append(F.adaptive_avg_pool2d(x, 1))
-        return [resize(self.get_submodule(f"scale{i}")(y), x) for i, y in enumerate([x, *means])]
-
-
-class DeepAggregationPyramid(PyramidScales):
-    """DAPPM: scale i is refined on top of scale i - 1, all five are merged."""
-
-    def __init__(self, channels: int, width: int, features: int):
-        super().__init__(channels, width)
-        for i in range(1, 5):
-            self.add_module(f"process{i}", NormReLUConv(width, width, 3))
         self.compress = NormReLUConv(5 * width, features)
         self.shortcut = NormReLUConv(channels, features)
 
+    def refined(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The five scales as they are merged."""
+        raise NotImplementedError
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[b, channels, h, w] -> [b, features, h, w]."""
-        maps = self.scales(x)
+        """[b, channels, h, w] -> [b, features, h, w]; the zeros of a mean's padding count."""
+        means = [F.avg_pool2d(x, 2 * n + 1, n, n) for n in (2, 4, 8)]
+        maps = [x, *means, F.adaptive_avg_pool2d(x, 1)]
+        maps = [self.get_submodule(f"scale{i}")(y) for i, y in enumerate(maps)]
+        maps = self.refined([upsample(y, x.shape[2:]) for y in maps])
+        return self.compress(torch.cat(maps, 1)) + self.shortcut(x)
+
+
+class DeepAggregationPyramid(Pyramid):
+    """DAPPM: scale i is refined on top of scale i - 1."""
+
+    def __init__(self, channels: int, width: int, features: int):
+        super().__init__(channels, width, features)
+        for i in range(1, 5):
+            self.add_module(f"process{i}", NormReLUConv(width, width, 3))
+
+    def refined(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """One after the other."""
         for i in range(1, 5):
             maps[i] = self.get_submodule(f"process{i}")(maps[i] + maps[i - 1])
-        return self.compress(torch.cat(maps, 1)) + self.shortcut(x)
+        return maps
 
 
 class DDRNet(nn.Module):
@@ -171,10 +171,10 @@ class DDRNet(nn.Module):
     def outputs(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """What training needs: "logits" and the auxiliary head's "aux", both [b, k, ceil(h / 8), ceil(w / 8)]."""
         early, detail, context = self.backbone(image)
-        x = detail + resize(self.pyramid(context), detail)
+        x = detail + upsample(self.pyramid(context), detail.shape[2:])
         return {"logits": self.classifier(x), "aux": self.aux(early)}
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """[b, 3, h, w] -> logits [b, k, ceil(h / 8), ceil(w / 8)]; the auxiliary head is idle."""
         _, detail, context = self.backbone(image)
-        return self.classifier(detail + resize(self.pyramid(context), detail))
+        return self.classifier(detail + upsample(self.pyramid(context), detail.shape[2:]))

@@ -11,13 +11,6 @@ BACKBONES = ("erfnet", "dabnet")
 ATTENTIONS = ("self_calibration", "non_local", "none")
 
 
-def upsample(
-    logits: torch.Tensor, size: tuple[int, int], align_corners: bool = False
-) -> torch.Tensor:
-    """Bilinear: [b, k, h, w] -> [b, k, *size]; size is (height, width)."""
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
-
-
 class SelfCalibrationAttention(nn.Module):
     """Y = alpha softmax(Q K') V + X over the 2x2-pooled scores (Eqs. 8 and 9, Fig. 2b).
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rtseg_jax.torch_ref.blocks import ConvBatchNorm, InvertedResidual
+from rtseg_jax.torch_ref.blocks import ConvBatchNorm, ConvBatchNormReLU, InvertedResidual, upsample
 
 DOWNSAMPLES = ("fast_scnn", "lightweight")
 WIDTHS = {
@@ -19,10 +19,8 @@ class DepthwiseSeparableConv(nn.Sequential):
 
     def __init__(self, channels: int, features: int, stride: int = 1):
         super().__init__()
-        self.depthwise = ConvBatchNorm(
-            channels, channels, 3, stride, groups=channels, activation=F.relu
-        )
-        self.pointwise = ConvBatchNorm(channels, features, 1, activation=F.relu)
+        self.depthwise = ConvBatchNormReLU(channels, channels, 3, stride, groups=channels)
+        self.pointwise = ConvBatchNormReLU(channels, features, 1)
 
 
 class LearningToDownsample(nn.Sequential):
@@ -30,7 +28,7 @@ class LearningToDownsample(nn.Sequential):
 
     def __init__(self, stem_padding: int = 1):
         super().__init__()
-        self.conv = ConvBatchNorm(3, 32, 3, 2, padding=stem_padding, activation=F.relu)
+        self.conv = ConvBatchNormReLU(3, 32, 3, 2, padding=stem_padding)
         self.dsconv1 = DepthwiseSeparableConv(32, 48, stride=2)
         self.dsconv2 = DepthwiseSeparableConv(48, 64, stride=2)
 
@@ -61,7 +59,7 @@ class ShuffleNetUnit(nn.Module):
     def __init__(self, channels: int, features: int, groups: int = 1):
         super().__init__()
         inner = features // 4
-        self.reduce = ConvBatchNorm(channels, inner, 1, groups=groups, activation=F.relu)
+        self.reduce = ConvBatchNormReLU(channels, inner, 1, groups=groups)
         self.shuffle = nn.ChannelShuffle(groups)
         self.depthwise = ConvBatchNorm(inner, inner, 3, 2, groups=inner)
         self.expand = ConvBatchNorm(inner, features - channels, 1, groups=groups)
@@ -92,20 +90,16 @@ class SpatialPyramidPooling(nn.Module):
         super().__init__()
         self.align_corners = align_corners
         for n in self.bins:
-            pool = ConvBatchNorm(channels, channels // len(self.bins), 1, activation=F.relu)
+            pool = ConvBatchNormReLU(channels, channels // len(self.bins), 1)
             self.add_module(f"pool{n}", pool)
-        self.project = ConvBatchNorm(2 * channels, channels, 1, activation=F.relu)
+        self.project = ConvBatchNormReLU(2 * channels, channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, c, h, w] -> the same."""
         maps = [x]
         for n in self.bins:
             pooled = self.get_submodule(f"pool{n}")(F.adaptive_avg_pool2d(x, n))
-            maps.append(
-                F.interpolate(
-                    pooled, size=x.shape[2:], mode="bilinear", align_corners=self.align_corners
-                )
-            )
+            maps.append(upsample(pooled, x.shape[2:], self.align_corners))
         return self.project(torch.cat(maps, dim=1))
 
 

@@ -4,15 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rtseg_jax.torch_ref.blocks import ConvBatchNorm, init_weights
-from rtseg_jax.torch_ref.ddrnet import (
-    Head,
-    Layers,
-    NormReLUConv,
-    PyramidScales,
-    bottleneck,
-    resize,
-)
+from rtseg_jax.torch_ref.blocks import ConvBatchNorm, init_weights, upsample
+from rtseg_jax.torch_ref.ddrnet import Head, Layers, NormReLUConv, Pyramid, bottleneck
 
 
 class PixelAttentionFusion(nn.Module):
@@ -25,24 +18,21 @@ class PixelAttentionFusion(nn.Module):
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """x [b, c, h, w] and y [b, c, h2, w2] -> [b, c, h, w]."""
-        similarity = (self.x(x) * resize(self.y(y), x)).sum(1, keepdim=True)
-        return torch.lerp(x, resize(y, x), similarity.sigmoid())
+        similarity = (self.x(x) * upsample(self.y(y), x.shape[2:])).sum(1, keepdim=True)
+        return torch.lerp(x, upsample(y, x.shape[2:]), similarity.sigmoid())
 
 
-class ParallelAggregationPyramid(PyramidScales):
+class ParallelAggregationPyramid(Pyramid):
     """PAPPM: four scales on top of the first one, refined by one grouped convolution."""
 
     def __init__(self, channels: int, width: int, features: int):
-        super().__init__(channels, width)
+        super().__init__(channels, width, features)
         self.process = NormReLUConv(4 * width, 4 * width, 3, groups=4)
-        self.compress = NormReLUConv(5 * width, features)
-        self.shortcut = NormReLUConv(channels, features)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[b, channels, h, w] -> [b, features, h, w]."""
-        first, *others = self.scales(x)
-        refined = self.process(torch.cat([first + y for y in others], 1))
-        return self.compress(torch.cat([first, refined], 1)) + self.shortcut(x)
+    def refined(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The first one, and the four others as one."""
+        first, *others = maps
+        return [first, self.process(torch.cat([first + y for y in others], 1))]
 
 
 class LightBoundaryFusion(nn.Module):
@@ -94,7 +84,7 @@ class ThreeBranchBackbone(Layers):
                 self.get_submodule(f"{name}{stage}") for name in ("compress", "pag", "diff")
             )
             p = F.relu(pag(p, compress(x)))
-            d = F.relu(d + resize(diff(x), d))
+            d = F.relu(d + upsample(diff(x), d.shape[2:]))
             read.append((p, d))
         ends = (
             self.run(f"{name}5", y) for name, y in (("detail", p), ("layer", x), ("boundary", d))
@@ -138,4 +128,4 @@ class PIDNet(nn.Module):
         return self._logits(*self.backbone(image)[:3])
 
     def _logits(self, p: torch.Tensor, i: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.fusion(p, resize(self.pyramid(i), p), d))
+        return self.classifier(self.fusion(p, upsample(self.pyramid(i), p.shape[2:]), d))

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rtseg_jax.torch_ref.blocks import ConvBatchNorm
+from rtseg_jax.torch_ref.blocks import ConvBatchNorm, ConvBatchNormReLU
 
 BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -24,7 +24,7 @@ class BasicBlock(nn.Module):
     def __init__(self, channels: int, width: int, stride: int = 1, *, relu: bool = True):
         super().__init__()
         self.relu = relu
-        self.conv1 = ConvBatchNorm(channels, width, 3, stride, activation=F.relu)
+        self.conv1 = ConvBatchNormReLU(channels, width, 3, stride)
         self.conv2 = ConvBatchNorm(width, width, 3)
         self.shortcut = shortcut(channels, width, stride)
 
@@ -50,8 +50,8 @@ class Bottleneck(nn.Module):
     ):
         super().__init__()
         self.relu = relu
-        self.conv1 = ConvBatchNorm(channels, width, 1, activation=F.relu)
-        self.conv2 = ConvBatchNorm(width, width, 3, stride, activation=F.relu)
+        self.conv1 = ConvBatchNormReLU(channels, width, 1)
+        self.conv2 = ConvBatchNormReLU(width, width, 3, stride)
         self.conv3 = ConvBatchNorm(width, expansion * width, 1)
         self.shortcut = shortcut(channels, expansion * width, stride)
 
@@ -79,7 +79,7 @@ class ResNet(nn.Module):
             )
         block = BasicBlock if depth == 18 else Bottleneck
         self.blocks = BLOCKS[depth]
-        self.stem = ConvBatchNorm(3, 64, 7, 2, activation=F.relu)
+        self.stem = ConvBatchNormReLU(3, 64, 7, 2)
         self.channels = {}
         channels = 64
         for stage, count in enumerate(self.blocks, start=1):

@@ -4,11 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rtseg_jax.torch_ref.blocks import ConvBatchNorm
-
-
-def _relu_conv(channels: int, features: int, kernel_size: int = 3, stride: int = 1):
-    return ConvBatchNorm(channels, features, kernel_size, stride, activation=F.relu)
+from rtseg_jax.torch_ref.blocks import ConvBatchNorm, ConvBatchNormReLU
 
 
 class ShortTermDenseConcatenate(nn.Module):
@@ -23,12 +19,12 @@ class ShortTermDenseConcatenate(nn.Module):
     def __init__(self, channels: int, features: int, stride: int):
         super().__init__()
         half, quarter, eighth = features // 2, features // 4, features // 8
-        self.conv1 = _relu_conv(channels, half, 1)
+        self.conv1 = ConvBatchNormReLU(channels, half, 1)
         self.down = ConvBatchNorm(half, half, 3, 2, groups=half) if stride == 2 else nn.Identity()
         self.pool = nn.AvgPool2d(3, 2, padding=1) if stride == 2 else nn.Identity()
-        self.conv2 = _relu_conv(half, quarter)
-        self.conv3 = _relu_conv(quarter, eighth)
-        self.conv4 = _relu_conv(eighth, eighth)
+        self.conv2 = ConvBatchNormReLU(half, quarter)
+        self.conv3 = ConvBatchNormReLU(quarter, eighth)
+        self.conv4 = ConvBatchNormReLU(eighth, eighth)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[b, channels, h, w] -> [b, features, ceil(h / stride), ceil(w / stride)]."""
@@ -44,7 +40,7 @@ class STDC(nn.Module):
 
     def __init__(self, repeats: tuple[int, int, int]):
         super().__init__()
-        layers = [_relu_conv(3, 32, stride=2), _relu_conv(32, 64, stride=2)]
+        layers = [ConvBatchNormReLU(3, 32, stride=2), ConvBatchNormReLU(32, 64, stride=2)]
         self.ends, channels = [], 64
         for features, count in zip((256, 512, 1024), repeats, strict=True):
             for i in range(count):
@@ -69,7 +65,7 @@ class AttentionRefinement(nn.Module):
 
     def __init__(self, channels: int, features: int):
         super().__init__()
-        self.conv = _relu_conv(channels, features)
+        self.conv = ConvBatchNormReLU(channels, features)
         self.attention = ConvBatchNorm(features, features, 1, activation=torch.sigmoid)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -83,9 +79,9 @@ class ContextPath(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.mean = _relu_conv(1024, 128, 1)
-        self.refine32, self.smooth32 = AttentionRefinement(1024, 128), _relu_conv(128, 128)
-        self.refine16, self.smooth16 = AttentionRefinement(512, 128), _relu_conv(128, 128)
+        self.mean = ConvBatchNormReLU(1024, 128, 1)
+        self.refine32, self.smooth32 = AttentionRefinement(1024, 128), ConvBatchNormReLU(128, 128)
+        self.refine16, self.smooth16 = AttentionRefinement(512, 128), ConvBatchNormReLU(128, 128)
 
     def forward(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """The trunk's maps -> [b, 128, h, w] at strides 8 and 16."""
@@ -101,7 +97,7 @@ class FeatureFusion(nn.Module):
 
     def __init__(self, channels: int, features: int):
         super().__init__()
-        self.conv = _relu_conv(channels, features, 1)
+        self.conv = ConvBatchNormReLU(channels, features, 1)
         self.reduce = nn.Conv2d(features, features // 4, 1, bias=False)
         self.expand = nn.Conv2d(features // 4, features, 1, bias=False)
 
@@ -117,7 +113,7 @@ class Head(nn.Sequential):
 
     def __init__(self, channels: int, width: int, outputs: int):
         super().__init__()
-        self.conv = _relu_conv(channels, width)
+        self.conv = ConvBatchNormReLU(channels, width)
         self.scores = nn.Conv2d(width, outputs, 1, bias=False)
 
 

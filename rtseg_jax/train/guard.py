@@ -2,19 +2,21 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import pathlib
 import signal
 import socket
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
+import filelock
 import jax
 import ml_collections
 
 from rtseg_jax.base import mesh
-from rtseg_jax.base.files import absolute
+from rtseg_jax.base.files import absolute, locked
+
+SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
 def make_workdir(workdir: str) -> pathlib.Path:
@@ -63,33 +65,21 @@ def in_one_line(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Ite
 @contextlib.contextmanager
 def alone_in(workdir: pathlib.Path) -> Iterator[None]:
     """Refuses a workdir that another run holds. The system lets go of the lock however a process ends."""
+    owner, holder = workdir / ".owner", ""
     with contextlib.ExitStack() as held:
-        holder = (
-            _lock(held.enter_context((workdir / ".lock").open("a+"))) if mesh.is_first() else ""
-        )
+        if mesh.is_first():
+            try:
+                if not held.enter_context(locked(workdir / ".lock", wait=False)):
+                    print("this file system knows no locks: start no second run in this workdir")
+                owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            except filelock.Timeout:
+                holder = owner.read_text() if owner.is_file() else "another process"
         if mesh.in_any_process(bool(holder)):
             raise ValueError(
                 f"{workdir} is in use by {holder or 'another process'}; wait for it to end, or give"
                 " another --workdir"
             )
         yield
-
-
-def _lock(file: IO[str]) -> str:
-    """Locks an open file and writes into it who did, or returns who has."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        return file.read() or "another process"
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-        print("this file system knows no locks: start no second run in this workdir")
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return ""
 
 
 class StopSignals(list):
@@ -100,8 +90,8 @@ class StopSignals(list):
 
     def __enter__(self) -> "StopSignals":
         self._before = {}
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+        for number in filter(None, (signal.SIGTERM, signal.SIGINT, SIGHUP)):
+            if number == SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             try:
                 self._before[number] = signal.signal(number, self._note)
@@ -112,7 +102,7 @@ class StopSignals(list):
     def _note(self, number: int, _: Any) -> None:
         self.append(signal.Signals(number).name)
         signal.signal(number, signal.SIG_DFL)
-        if number == signal.SIGHUP:
+        if number == SIGHUP:
             # Nobody reads what is printed from here on, and printing would fail.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for stream in (1, 2):

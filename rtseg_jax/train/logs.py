@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rtseg_jax.base import mesh
+from rtseg_jax.base.files import written_whole
 
 
 class Writers:
@@ -30,9 +31,8 @@ class Writers:
         path = workdir / "metrics.jsonl"
         if path.exists():
             whole = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
-            new = path.with_suffix(".new")
-            new.write_text("".join(x for x in whole if json.loads(x)["step"] <= start))
-            new.replace(path)
+            with written_whole(path) as new:
+                new.write_text("".join(x for x in whole if json.loads(x)["step"] <= start))
         self._file = path.open("a")
         try:
             self._board = _Board(workdir, start)

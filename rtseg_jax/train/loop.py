@@ -31,8 +31,6 @@ from rtseg_jax.weights import checkpoint
 
 # So many steps wait for the device at most. Of some hundred, over several CPU devices, XLA's collectives never end.
 IN_FLIGHT = 16
-
-
 SKIPS = 50  # so many steps in a row are skipped by nonfinite="skip" before the run stops after all
 
 
@@ -81,50 +79,21 @@ def _train_and_evaluate(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, cleanup: contextlib.ExitStack
 ) -> dict[str, Any]:
     # Data
-    any_size = config.input.patches or config.input.canvas or config.batch_size == 1
-    train_set = data.load(
-        **settings.dataset_arguments(config, config.input.train_split, training=True),
-        canvas=config.input.canvas,
-        tolerate=functools.partial(
-            spec.tolerant, allowed=config.input.max_bad, one_size=not any_size, say=logs.say
-        ),
-    )
-    eval_set = data.load(**settings.dataset_arguments(config, config.input.eval_split))
-    for dataset in (train_set, eval_set):
-        pipeline.check_labels(dataset)
-    steps_per_epoch = len(train_set) // config.batch_size
-    if steps_per_epoch == 0:
-        raise ValueError(
-            f"batch_size {config.batch_size} exceeds the {len(train_set)} images of"
-            f" {config.input.dataset} {train_set.split}; set --config.batch_size lower"
-        )
+    train_set, eval_set = _data(config)
+    steps_per_epoch = _steps_per_epoch(config, train_set)
     total_steps = config.num_steps or config.num_epochs * steps_per_epoch
     eval_every = config.eval.every_steps or config.eval.every_epochs * steps_per_epoch
 
     # Devices, network, optimizer, state
     devices = mesh.make_mesh()
-    mesh.check_batch_size(config.batch_size, devices)
-    _check_accumulate(config, devices.devices.size)
-    model = models.create(
-        config.model.name,
-        num_classes=train_set.table.num_classes,
-        **settings.model_options(config),
+    _check_batch(config, devices)
+    model, state, tx, schedule = _created(
+        config, devices, train_set.table.num_classes, total_steps, steps_per_epoch
     )
-    variables = _initial_variables(model, config.seed, mesh.replicated(devices))
-    _check_norms(config, model, variables)
-    tx, schedule = make_optimizer(config, variables["params"], total_steps, steps_per_epoch)
-    state = jax.device_put(
-        step.create_state(
-            variables, tx, ema=config.ema_decay > 0, skip_nonfinite=config.nonfinite == "skip"
-        ),
-        mesh.replicated(devices),
-    )
-    del variables  # the state has its own copy
 
     # Where to begin
     if mesh.is_first():
-        settings.write(config, workdir)
-        folder.write_classes(train_set.table, workdir / "classes.json")
+        _write_settings(config, train_set, workdir)
     manager = cleanup.enter_context(checkpoint.open_manager(workdir))
     state = begin(config, workdir, manager, state, tx, devices, total_steps)
     start = int(state.step)
@@ -142,28 +111,27 @@ def _train_and_evaluate(
     score = _evaluator(config, devices, model, eval_set)
 
     # The loop
-    window, result, done, saved = [], None, start, start
-    inspect = functools.partial(_keep_for_inspection, workdir, config, train_set)
+    window, done, saved = [], start, start
     progress = logs.Progress(config.batch_size, start, total_steps)
     cleanup.callback(progress.close)
     writers = cleanup.enter_context(contextlib.closing(logs.Writers(workdir, start)))
+    inspect = functools.partial(_keep_for_inspection, workdir, config, train_set)
+    crops = config.augment.crop, config.augment.crop_schedule
+    figures = (config.log_every, writers, progress, inspect)
 
     def save_before_bad_data():
-        if saved == int(state.step):
+        at = int(state.step)
+        if saved == at:
             return
-        good = window[: len(window) - (done - int(state.step))]
-        if good:
-            at = int(state.step)
-            _check_and_log(good, at, config.log_every, writers, progress, inspect, state)
+        if good := window[: len(window) - (done - at)]:
+            _check_and_log(good, at, *figures, state)
         checkpoint.save(manager, state.as_tree())
-        logs.say(f"saved step {int(state.step)}; the same command goes on from there")
+        logs.say(f"saved step {at}; the same command goes on from there")
 
     with cleanup, StopSignals() as stop:
         batches = progress.timed(_first(save_before_bad_data, batches))
         for done, (frames, indices) in enumerate(batches, start=start + 1):
-            crop = crop_at(
-                (done - 1) / total_steps, config.augment.crop, config.augment.crop_schedule
-            )
+            crop = crop_at((done - 1) / total_steps, *crops)
             state, logged = train_step_for(crop)(state, frames, indices)
             window.append(logged)
             if len(window) > IN_FLIGHT:
@@ -177,23 +145,16 @@ def _train_and_evaluate(
                 if several and window[-1]["unreadable"]:
                     save_before_bad_data()
                     raise source.error or spec.DataError("another process met a file that it names")
-                _check_and_log(window, done, config.log_every, writers, progress, inspect, state)
+                _check_and_log(window, done, *figures, state)
                 window = []
             if evaluating:
                 with progress.paused():
                     with _saving(save_before_bad_data):
                         confusion, maps, _ = score(state.variables())
-                    result = metrics.scores(confusion)
-                    writers.scalars(done, miou=result.miou, pixel_accuracy=result.pixel_accuracy)
-                    for index, classes in maps.items():
-                        panel = evaluator.overlay_panel(eval_set, index, classes)
-                        writers.picture(done, eval_set.names[index], panel)
+                    result = _log_evaluation(done, confusion, maps, eval_set, writers)
                     checkpoint.save(manager, state.as_tree(), result.miou)
                     saved = done
-                logs.say(
-                    f"step {done}: {eval_set.split} mIoU {100 * result.miou:.2f},"
-                    f" pixel accuracy {100 * result.pixel_accuracy:.2f}"
-                )
+                logs.say(f"step {done}: {eval_set.split} {result}")
             if saved != done and (stopping or saving):
                 checkpoint.save(manager, state.as_tree())
                 saved = done
@@ -202,7 +163,87 @@ def _train_and_evaluate(
                 logs.say(f"{reason}: saved step {done}; the same command goes on from there")
                 return {"step": done, "miou": None}
 
-    # The report, of the best checkpoint
+    # The report
+    return _report_best(config, workdir, devices, eval_set, score)
+
+
+def _created(
+    config: ml_collections.ConfigDict,
+    devices: jax.sharding.Mesh,
+    num_classes: int,
+    total_steps: int,
+    steps_per_epoch: int,
+) -> tuple[nn.Module, step.TrainState, optax.GradientTransformation, optax.Schedule]:
+    """The network, the state at step 0, the optimizer and its learning rate."""
+    options = settings.model_options(config)
+    model = models.create(config.model.name, num_classes=num_classes, **options)
+    whole = mesh.replicated(devices)
+    variables = _initial_variables(model, config.seed, whole)
+    _check_norms(config, model, variables)
+    tx, schedule = make_optimizer(config, variables["params"], total_steps, steps_per_epoch)
+    kept = {"ema": config.ema_decay > 0, "skip_nonfinite": config.nonfinite == "skip"}
+    state = jax.device_put(step.create_state(variables, tx, **kept), whole)
+    return model, state, tx, schedule
+
+
+def _data(config: ml_collections.ConfigDict) -> tuple[spec.Dataset, spec.Dataset]:
+    """What is trained and evaluated on."""
+    any_size = config.input.patches or config.input.canvas or config.batch_size == 1
+    train_set = data.load(
+        **settings.dataset_arguments(config, config.input.train_split, training=True),
+        canvas=config.input.canvas,
+        tolerate=functools.partial(
+            spec.tolerant, allowed=config.input.max_bad, one_size=not any_size, say=logs.say
+        ),
+    )
+    eval_set = data.load(**settings.dataset_arguments(config, config.input.eval_split))
+    for dataset in (train_set, eval_set):
+        pipeline.check_labels(dataset)
+    return train_set, eval_set
+
+
+def _steps_per_epoch(config: ml_collections.ConfigDict, dataset: spec.Dataset) -> int:
+    steps = len(dataset) // config.batch_size
+    if steps == 0:
+        raise ValueError(
+            f"batch_size {config.batch_size} exceeds the {len(dataset)} images of"
+            f" {config.input.dataset} {dataset.split}; set --config.batch_size lower"
+        )
+    return steps
+
+
+def _write_settings(
+    config: ml_collections.ConfigDict, dataset: spec.Dataset, workdir: pathlib.Path
+) -> None:
+    """Writes what makes a folder a run's."""
+    settings.write(config, workdir)
+    folder.write_classes(dataset.table, workdir / "classes.json")
+
+
+def _log_evaluation(
+    done: int,
+    confusion: np.ndarray,
+    maps: dict[int, np.ndarray],
+    dataset: spec.Dataset,
+    writers: logs.Writers,
+) -> metrics.Scores:
+    """Logs what an evaluation after a step found."""
+    result = metrics.scores(confusion)
+    writers.scalars(done, miou=result.miou, pixel_accuracy=result.pixel_accuracy)
+    for index, classes in maps.items():
+        panel = evaluator.overlay_panel(dataset, index, classes)
+        writers.picture(done, dataset.names[index], panel)
+    return result
+
+
+def _report_best(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    devices: jax.sharding.Mesh,
+    dataset: spec.Dataset,
+    score: Callable,
+) -> dict[str, Any]:
+    """Evaluates the best checkpoint and writes evaluation.json and overlays/; what train_and_evaluate() returns."""
     with checkpoint.open_manager(workdir, read_only=True) as manager:
         # The latest, if the run had been longer and was stopped before it was evaluated.
         best = checkpoint.best_or_latest(manager)
@@ -211,10 +252,10 @@ def _train_and_evaluate(
     scores = metrics.scores(confusion)
     if mesh.is_first():
         facts = {"model": config.model.name, "step": best, "left_out": left_out}
-        evaluator.write_report(workdir / "evaluation.json", confusion, eval_set, **facts)
-        evaluator.write_overlays(workdir / "overlays", eval_set, maps)
-    print(f"\nbest checkpoint, step {best}, on {config.input.dataset} {eval_set.split}:")
-    print(evaluator.table(scores, eval_set.table.class_names))
+        evaluator.write_report(workdir / "evaluation.json", confusion, dataset, **facts)
+        evaluator.write_overlays(workdir / "overlays", dataset, maps)
+    print(f"\nbest checkpoint, step {best}, on {config.input.dataset} {dataset.split}:")
+    print(evaluator.table(scores, dataset.table.class_names))
     print(f"written: {workdir}/evaluation.json, {workdir}/overlays/")
     return {"step": best, "miou": scores.miou}
 
@@ -263,8 +304,10 @@ def make_train_step(
     )
 
 
-def _check_accumulate(config: ml_collections.ConfigDict, num_devices: int) -> None:
-    parts = config.accumulate
+def _check_batch(config: ml_collections.ConfigDict, devices: jax.sharding.Mesh) -> None:
+    """Refuses a batch that the devices cannot share, in as many parts as it is to go through them."""
+    mesh.check_batch_size(config.batch_size, devices)
+    parts, num_devices = config.accumulate, devices.devices.size
     if config.batch_size % (parts * num_devices):
         raise ValueError(
             f"batch_size {config.batch_size} cannot go through {num_devices} devices in accumulate"
@@ -491,8 +534,7 @@ def _keep_for_inspection(
     if mesh.is_first():
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        settings.write(config, aside)
-        folder.write_classes(dataset.table, aside / "classes.json")
+        _write_settings(config, dataset, aside)
     with checkpoint.open_manager(aside) as manager:
         checkpoint.save(manager, state.as_tree())
     indices = pipeline.batch_indices(config.seed, at - 1, len(dataset), config.batch_size)

@@ -94,7 +94,7 @@ def _accumulate(
     """The mean of the gradients and terms of a batch's parts, by the weights of their pixels.
 
     Args:
-        differentiate: (images, labels, indices, batch_stats, part) -> (gradient, batch_stats, terms, weight).
+        differentiate: As of differentiator().
         frames: images, labels, indices of the whole batch.
         batch_stats: Before the first part; every part updates them.
         parts: How many.
@@ -136,49 +136,31 @@ def _skip_nonfinite(old: TrainState, new: TrainState, finite: jax.Array) -> Trai
     return kept.replace(step=new.step, skipped=skipped)
 
 
-def train_step(
+def differentiator(
     state: TrainState,
-    images: jax.Array,
-    labels: jax.Array,
-    indices: jax.Array,
     *,
     model: nn.Module,
     loss_fn: Callable,
-    tx: optax.GradientTransformation,
-    schedule: optax.Schedule,
     seed: int,
     augmentation: Mapping[str, Any],
-    ema_decay: float,
-    accumulate: int = 1,
+    in_parts: bool,
     class_weights: tuple[float, ...] | None = None,
     remat: bool = False,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Augments a batch of decoded frames, differentiates the loss, updates.
-
-    With `accumulate` the batch goes through the network in so many parts, and the gradient is the mean of theirs by
-    the weights of their pixels. Given the same normalisation and dropout that is the gradient of the whole batch for a
-    loss that is divided by those weights: cross-entropy and AFFNet's. OHEM looks for hard pixels, and SCLoss averages
-    images, within each part; BatchNorm normalises with a part's statistics and updates the running ones once a part.
+) -> Callable:
+    """A function that augments decoded frames and differentiates the loss at a state's parameters.
 
     Args:
         state: The state before the step.
-        images: [b, h, w, 3] uint8.
-        labels: [b, h, w] uint8 train ids, 255 = ignore.
-        indices: [b] int32, the examples' places in the data set.
         model: Called under train=True.
         loss_fn: (outputs, batch) -> (loss, {term: scalar}).
-        tx: The optimizer.
-        schedule: step -> learning rate, for the log.
         seed: Seed of augmentation and dropout.
         augmentation: Arguments of augment().
-        ema_decay: Used when the state keeps an average.
-        accumulate: Parts of a batch; b is a multiple of it.
+        in_parts: Whether each part of a batch is to have a dropout of its own.
         class_weights: Weights of the classes in the loss, by which parts are weighed.
         remat: Computes the network's activations again for the backward pass instead of keeping them.
 
     Returns:
-        The new state, and the loss's terms with "learning_rate" and "gradient_norm". A state that counts skipped steps
-        stays as it was where loss or gradient is not finite; "skipped_steps" and "skipped_in_a_row" are logged too.
+        (images, labels, indices, batch_stats, part) -> (gradient, batch_stats, terms, weight).
     """
     key = jax.random.fold_in(jax.random.key(seed + 1), state.step)
 
@@ -198,7 +180,7 @@ def train_step(
         batch = augment(images, labels, indices, state.step, seed=seed, **augmentation)
         # Keeps XLA on GPUs from computing the crop again inside every consumer; on CPUs it is gone before fusion.
         batch = jax.lax.optimization_barrier(batch)
-        dropout = key if accumulate == 1 else jax.random.fold_in(key, part)
+        dropout = jax.random.fold_in(key, part) if in_parts else key
 
         def objective(params):
             outputs, changed = forward(params, batch_stats.tree(), batch["image"], dropout)
@@ -209,14 +191,49 @@ def train_step(
         weight = jnp.sum(losses.pixel_weights(batch["label"], class_weights))
         return pack(gradient), changed, terms, weight
 
+    return differentiate
+
+
+def train_step(
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    indices: jax.Array,
+    *,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    ema_decay: float,
+    accumulate: int = 1,
+    **options: Any,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Augments a batch of decoded frames, differentiates the loss, updates.
+
+    With `accumulate` the batch goes through the network in so many parts, and the gradient is the mean of theirs by
+    the weights of their pixels. Given the same normalisation and dropout that is the gradient of the whole batch for a
+    loss that is divided by those weights: cross-entropy and AFFNet's. OHEM looks for hard pixels, and SCLoss averages
+    images, within each part; BatchNorm normalises with a part's statistics and updates the running ones once a part.
+
+    Args:
+        state: The state before the step.
+        images: [b, h, w, 3] uint8.
+        labels: [b, h, w] uint8 train ids, 255 = ignore.
+        indices: [b] int32, the examples' places in the data set.
+        tx: The optimizer.
+        schedule: step -> learning rate, for the log.
+        ema_decay: Used when the state keeps an average.
+        accumulate: Parts of a batch; b is a multiple of it.
+        **options: model, loss_fn, seed, augmentation, class_weights and remat of differentiator().
+
+    Returns:
+        The new state, and the loss's terms with "learning_rate" and "gradient_norm". A state that counts skipped steps
+        stays as it was where loss or gradient is not finite; "skipped_steps" and "skipped_in_a_row" are logged too.
+    """
+    differentiate = differentiator(state, in_parts=accumulate > 1, **options)
+    frames, batch_stats = (images, labels, indices), state.batch_stats
     if accumulate == 1:
-        gradient, batch_stats, terms, _ = differentiate(
-            images, labels, indices, state.batch_stats, 0
-        )
+        gradient, batch_stats, terms, _ = differentiate(*frames, batch_stats, 0)
     else:
-        gradient, batch_stats, terms = _accumulate(
-            differentiate, (images, labels, indices), state.batch_stats, accumulate
-        )
+        gradient, batch_stats, terms = _accumulate(differentiate, frames, batch_stats, accumulate)
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
@@ -228,13 +245,8 @@ def train_step(
         "learning_rate": schedule(state.step),
         "gradient_norm": optax.tree.norm(gradient),
     }
-    new = TrainState(
-        step=state.step + 1,
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-        ema=ema,
-        skipped=state.skipped,
+    new = state.replace(
+        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
     )
     if state.skipped is not None:
         finite = jnp.isfinite(logged["loss"]) & jnp.isfinite(logged["gradient_norm"])

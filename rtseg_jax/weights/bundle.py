@@ -1,9 +1,9 @@
 """A network in one .safetensors file: weights, and JSON values that say how to use them."""
 
+import contextlib
 import json
-import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import traverse_util
+
+from rtseg_jax.base.files import written_whole
 
 VERSION = 1
 DTYPES = ("float32", "float16")
@@ -45,8 +47,7 @@ def save(
     arrays = {name: _stored(value, dtype) for name, value in plain.items()}
     values = {"version": VERSION, "config": config, **values}
     metadata = {name: json.dumps(value) for name, value in values.items()}
-    unchecked = path.with_name(f"{path.name}.unchecked")
-    try:
+    with written_whole(path) as unchecked:
         unchecked.write_bytes(safetensors.numpy.save(arrays, metadata))
         read = traverse_util.flatten_dict(load(unchecked)[0], sep="/")
         if read.keys() != arrays.keys() or not all(
@@ -54,9 +55,6 @@ def save(
             for name, value in arrays.items()
         ):
             raise ValueError(f"what was written to {path} reads back otherwise; is the disk full?")
-        os.replace(unchecked, path)
-    finally:
-        unchecked.unlink(missing_ok=True)
 
 
 def _stored(value: np.ndarray, dtype: str) -> np.ndarray:
@@ -69,22 +67,24 @@ def _stored(value: np.ndarray, dtype: str) -> np.ndarray:
     return half if np.isfinite(half).all() else value
 
 
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Any]:
+    """A .safetensors file; what reading it meets is one line."""
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            yield file
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or cut off: {error}") from None
+
+
 def is_bundle(path: pathlib.Path) -> bool:
     """Whether a .safetensors file was written by save(), as far as its metadata tell.
 
     Raises:
         ValueError: it is no .safetensors file, or cut off.
     """
-    return "config" in _open(path)[1]
-
-
-def _open(path: pathlib.Path, names: Any = ()) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            names = file.keys() if names is None else names
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or cut off: {error}") from None
+    with _opened(path) as file:
+        return "config" in (file.metadata() or {})
 
 
 def load(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -93,7 +93,9 @@ def load(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         ValueError: it was not written by save(), or by a newer one.
     """
-    arrays, metadata = _open(path, None)
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        arrays = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
     if missing := {"config", "classes"} - metadata.keys():
         raise ValueError(
             f"{path} is no bundle, its metadata lack {' and '.join(sorted(missing))}; rtseg convert makes one of"
@@ -107,5 +109,4 @@ def load(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(
             f"{path} is a bundle of version {values['version']}, and this reads up to {VERSION}; take a newer rtseg_jax"
         )
-    arrays = {name: value.astype(np.float32) for name, value in arrays.items()}
     return traverse_util.unflatten_dict(arrays, sep="/"), values

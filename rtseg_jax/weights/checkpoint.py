@@ -23,6 +23,7 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from rtseg_jax.base import mesh
+from rtseg_jax.base.files import written_whole
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged"  # beside it: what was found damaged, moved out of the way
@@ -106,14 +107,14 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def _write_digests(path: pathlib.Path) -> None:
-    new = path / f"{_DIGESTS}.new"  # may be there already, of one who was killed here
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p not in (path / _DIGESTS, new))
-    digests = {p.relative_to(path).as_posix(): _digest(p) for p in files}
-    with new.open("w") as file:
-        file.write(json.dumps(digests, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path / _DIGESTS)
+    with written_whole(path / _DIGESTS) as new:
+        new.unlink(missing_ok=True)  # of one who was killed here
+        files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != _DIGESTS)
+        digests = {p.relative_to(path).as_posix(): _digest(p) for p in files}
+        with new.open("w") as file:
+            file.write(json.dumps(digests, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _steps(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+Names = Iterator[tuple[str, str]]  # theirs, ours
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -30,7 +32,7 @@ class Layout:
     name: str
     marks: tuple[str, ...]
     modules: Mapping[str, str]
-    trunk: bool
+    trunk: bool = False
     ignored: str = r"(?!)"
     inplace: str = r"(?!)"
     void_first: str = ""
@@ -63,34 +65,42 @@ def recognise(keys: Collection[str]) -> Layout | None:
     return next((layout for layout in LAYOUTS if all(m in keys for m in layout.marks)), None)
 
 
-def _normed(theirs: str, ours: str, conv: int | str = 0, norm: int | str = 1) -> Iterator:
+def _normed(theirs: str, ours: str, conv: int | str = 0, norm: int | str = 1) -> Names:
     """A convolution and its norm in a Sequential, by default its first two modules."""
     yield f"{theirs}.{conv}", f"{ours}.conv"
     yield f"{theirs}.{norm}", f"{ours}.norm"
 
 
-def _sloped(theirs: str, ours: str, act: str = "act") -> Iterator:
+def _conv_bn(theirs: str, ours: str) -> Names:
+    """A convolution and its norm in a module that calls them so."""
+    yield from _normed(theirs, ours, "conv", "bn")
+
+
+def _residual(theirs: str, ours: str) -> Names:
+    """A block of a ResNet, of either kind."""
+    for k in (1, 2, 3):
+        yield from _normed(theirs, f"{ours}.conv{k}", f"conv{k}", f"bn{k}")
+    yield from _normed(f"{theirs}.downsample", f"{ours}.shortcut")
+
+
+def _sloped(theirs: str, ours: str, act: str = "act") -> Names:
     """A norm and the PReLU beside it, which are one module here."""
     yield f"{theirs}.bn", ours
     yield f"{theirs}.{act}", f"{ours}.slope"
 
 
-def _resnet() -> Iterator[tuple[str, str]]:
+def _resnet() -> Names:
     yield "conv1", "stem.conv"
     yield "bn1", "stem.norm"
     for stage in range(1, 5):
         for i in range(36):  # as many as ResNet-152 has in a stage
-            theirs, ours = f"layer{stage}.{i}", f"stage{stage}_block{i}"
-            for k in (1, 2, 3):
-                yield f"{theirs}.conv{k}", f"{ours}.conv{k}.conv"
-                yield f"{theirs}.bn{k}", f"{ours}.conv{k}.norm"
-            yield from _normed(f"{theirs}.downsample", f"{ours}.shortcut")
+            yield from _residual(f"layer{stage}.{i}", f"stage{stage}_block{i}")
 
 
 _MOBILENET_REPEATS = (1, 2, 3, 4, 3, 3, 1)
 
 
-def _torchvision_mobilenet() -> Iterator[tuple[str, str]]:
+def _torchvision_mobilenet() -> Names:
     yield from _normed("features.0", "stem")
     blocks = [f"stage{s}_block{i}" for s, n in enumerate(_MOBILENET_REPEATS) for i in range(n)]
     for position, ours in enumerate(blocks, start=1):
@@ -102,7 +112,7 @@ def _torchvision_mobilenet() -> Iterator[tuple[str, str]]:
         yield from _normed(theirs, f"{ours}.project", at + 1, at + 2)
 
 
-def _timm_mobilenet() -> Iterator[tuple[str, str]]:
+def _timm_mobilenet() -> Names:
     yield "conv_stem", "stem.conv"
     yield "bn1", "stem.norm"
     for stage, repeats in enumerate(_MOBILENET_REPEATS):
@@ -111,12 +121,12 @@ def _timm_mobilenet() -> Iterator[tuple[str, str]]:
         else:
             convolutions = {"conv_pw": "expand", "conv_dw": "depthwise", "conv_pwl": "project"}
         for i in range(repeats):
-            for k, (theirs, ours) in enumerate(convolutions.items(), start=1):
-                yield f"blocks.{stage}.{i}.{theirs}", f"stage{stage}_block{i}.{ours}.conv"
-                yield f"blocks.{stage}.{i}.bn{k}", f"stage{stage}_block{i}.{ours}.norm"
+            for k, (conv, ours) in enumerate(convolutions.items(), start=1):
+                name = f"stage{stage}_block{i}.{ours}"
+                yield from _normed(f"blocks.{stage}.{i}", name, conv, f"bn{k}")
 
 
-def _erfnet() -> Iterator[tuple[str, str]]:
+def _erfnet() -> Names:
     encoder = ["down2", *(f"block{i}" for i in range(3, 8)), "down8"]
     encoder += [f"block{i}" for i in range(9, 17)]
     decoder = ["up17", "block18", "block19", "up20", "block21", "block22"]
@@ -132,13 +142,13 @@ def _erfnet() -> Iterator[tuple[str, str]]:
     yield "decoder.output_conv", "decoder.classifier"
 
 
-def _erfnet_trunk() -> Iterator[tuple[str, str]]:
+def _erfnet_trunk() -> Names:
     for theirs, ours in _erfnet():
         if ours.startswith("backbone."):
             yield f"features.{theirs}", ours.removeprefix("backbone.")
 
 
-def _attention(theirs: str) -> Iterator[tuple[str, str]]:
+def _attention(theirs: str) -> Names:
     for module in ("query", "key", "value"):
         yield f"{theirs}.{module}_conv", f"attention.{module}"
     yield f"{theirs}.gamma", "attention.alpha"
@@ -153,7 +163,7 @@ _DAB_CONVOLUTIONS = {
 }
 
 
-def _dabnet() -> Iterator[tuple[str, str]]:
+def _dabnet() -> Names:
     def norm(theirs, ours):
         yield from _sloped(theirs, ours, "acti")
 
@@ -176,7 +186,7 @@ def _dabnet() -> Iterator[tuple[str, str]]:
     yield "classifier.0.conv", "classifier"
 
 
-def _fast_scnn() -> Iterator[tuple[str, str]]:
+def _fast_scnn() -> Names:
     def separable(theirs, ours):
         yield from _normed(f"{theirs}.conv", f"{ours}.depthwise")
         yield from _normed(f"{theirs}.conv", f"{ours}.pointwise", 3, 4)
@@ -203,14 +213,7 @@ def _fast_scnn() -> Iterator[tuple[str, str]]:
     yield "classifier.conv.1", "classifier.conv"
 
 
-def _residual(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
-    for k in (1, 2, 3):
-        yield f"{theirs}.conv{k}", f"{ours}.conv{k}.conv"
-        yield f"{theirs}.bn{k}", f"{ours}.conv{k}.norm"
-    yield from _normed(f"{theirs}.downsample", f"{ours}.shortcut")
-
-
-def _pyramid(processes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _pyramid(processes: Mapping[str, str]) -> Names:
     # A norm, a ReLU and a convolution; the scales that are means have their pool before them.
     for k in range(5):
         at = 0 if k == 0 else 1
@@ -219,14 +222,13 @@ def _pyramid(processes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         yield from _normed(f"spp.{theirs}", f"pyramid.{ours}", 2, 0)
 
 
-def _head(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
+def _head(theirs: str, ours: str) -> Names:
     yield f"{theirs}.bn1", f"{ours}.norm"
-    yield f"{theirs}.conv1", f"{ours}.conv1.conv"
-    yield f"{theirs}.bn2", f"{ours}.conv1.norm"
+    yield from _normed(theirs, f"{ours}.conv1", "conv1", "bn2")
     yield f"{theirs}.conv2", f"{ours}.conv2"
 
 
-def _two_branches() -> Iterator[tuple[str, str]]:
+def _two_branches() -> Names:
     """What DDRNet and PIDNet have in common: a stem and two branches of residual blocks."""
     yield from _normed("conv1", "backbone.stem1")
     yield from _normed("conv1", "backbone.stem2", 3, 4)
@@ -238,7 +240,7 @@ def _two_branches() -> Iterator[tuple[str, str]]:
         yield from _normed(f"compression{n}", f"backbone.compress{n}")
 
 
-def _ddrnet() -> Iterator[tuple[str, str]]:
+def _ddrnet() -> Names:
     yield from _two_branches()
     yield from _normed("down3", "backbone.down3")
     yield from _normed("down4", "backbone.down4_1")
@@ -248,7 +250,7 @@ def _ddrnet() -> Iterator[tuple[str, str]]:
     yield from _head("seghead_extra", "aux")
 
 
-def _pidnet() -> Iterator[tuple[str, str]]:
+def _pidnet() -> Names:
     yield from _two_branches()
     yield from _residual("layer3_d", "backbone.boundary3_block0")
     for n in (4, 5):
@@ -274,7 +276,7 @@ _CGNET_BLOCK = {
 }
 
 
-def _cgnet() -> Iterator[tuple[str, str]]:
+def _cgnet() -> Names:
     for i in range(3):
         yield f"level1_{i}.conv", f"backbone.stem{i + 1}.conv"
         yield from _sloped(f"level1_{i}", f"backbone.stem{i + 1}.norm")
@@ -295,14 +297,14 @@ def _cgnet() -> Iterator[tuple[str, str]]:
     yield "classifier.1.conv", "classifier"  # behind a dropout
 
 
-def _esp(theirs: str, ours: str, norm: str = ".bn") -> Iterator:
+def _esp(theirs: str, ours: str, norm: str = ".bn") -> Names:
     yield f"{theirs}.c1.conv", f"{ours}.reduce"
     for d in (1, 2, 4, 8, 16):
         yield f"{theirs}.d{d}.conv", f"{ours}.dilated{d}"
     yield from _sloped(f"{theirs}{norm}", f"{ours}.norm")
 
 
-def _espnet_encoder() -> Iterator[tuple[str, str]]:
+def _espnet_encoder() -> Names:
     yield "level1.conv", "backbone.stem.conv"
     yield from _sloped("level1", "backbone.stem.norm")
     for i in (1, 2, 3):
@@ -315,7 +317,7 @@ def _espnet_encoder() -> Iterator[tuple[str, str]]:
     yield "classifier.conv", "classifier"
 
 
-def _espnet() -> Iterator[tuple[str, str]]:
+def _espnet() -> Names:
     for theirs, ours in _espnet_encoder():
         yield f"encoder.{theirs}", ours
     yield "level3_C.conv", "decoder.lateral"
@@ -333,7 +335,7 @@ def _espnet() -> Iterator[tuple[str, str]]:
 _ENET_KINDS = 2 * ("regular", "dilated", "asymmetric", "dilated")
 
 
-def _enet() -> Iterator[tuple[str, str]]:
+def _enet() -> Names:
     def unit(theirs, ours, first=0):
         yield from _normed(theirs, ours, first, first + 1)
         yield f"{theirs}.{first + 2}", f"{ours}.norm.slope"
@@ -372,26 +374,18 @@ def _enet() -> Iterator[tuple[str, str]]:
     yield "transposed_conv", "decoder.classifier"
 
 
-def _bisenetv2() -> Iterator[tuple[str, str]]:
-    def conv(theirs, ours):
-        yield f"{theirs}.conv", f"{ours}.conv"
-        yield f"{theirs}.bn", f"{ours}.norm"
-
+def _bisenetv2() -> Names:
     for stage, convolutions in ((1, 2), (2, 3), (3, 3)):
         for i in range(convolutions):
-            yield from conv(f"detail.S{stage}.{i}", f"backbone.detail.conv{stage}_{i + 1}")
-    for theirs, ours in {
-        "conv": "conv",
-        "left.0": "left1",
-        "left.1": "left2",
-        "fuse": "fuse",
-    }.items():
-        yield from conv(f"segment.S1S2.{theirs}", f"backbone.segment.stem.{ours}")
+            yield from _conv_bn(f"detail.S{stage}.{i}", f"backbone.detail.conv{stage}_{i + 1}")
+    stem = {"conv": "conv", "left.0": "left1", "left.1": "left2", "fuse": "fuse"}
+    for theirs, ours in stem.items():
+        yield from _conv_bn(f"segment.S1S2.{theirs}", f"backbone.segment.stem.{ours}")
     for stage, layers in (("3", 2), ("4", 2), ("5_4", 4)):
         for i in range(layers):
             theirs = f"segment.S{stage}.{i}"
             ours = f"backbone.segment.layer{stage[0]}_{i + 1}"
-            yield from conv(f"{theirs}.conv1", f"{ours}.conv")
+            yield from _conv_bn(f"{theirs}.conv1", f"{ours}.conv")
             yield from _normed(f"{theirs}.dwconv{'' if i else 1}", f"{ours}.expand")
             yield from _normed(f"{theirs}.conv2", f"{ours}.project")
             if i == 0:
@@ -399,37 +393,33 @@ def _bisenetv2() -> Iterator[tuple[str, str]]:
                 yield from _normed(f"{theirs}.shortcut", f"{ours}.shortcut_depthwise")
                 yield from _normed(f"{theirs}.shortcut", f"{ours}.shortcut_project", 2, 3)
     yield "segment.S5_5.bn", "backbone.segment.context.norm"
-    yield from conv("segment.S5_5.conv_gap", "backbone.segment.context.gap")
-    yield from conv("segment.S5_5.conv_last", "backbone.segment.context.conv")
+    yield from _conv_bn("segment.S5_5.conv_gap", "backbone.segment.context.gap")
+    yield from _conv_bn("segment.S5_5.conv_last", "backbone.segment.context.conv")
     for theirs, ours in {"left1": "detail", "right2": "context"}.items():
         yield from _normed(f"bga.{theirs}", f"fusion.{ours}_depthwise")
         yield f"bga.{theirs}.2", f"fusion.{ours}_pointwise"
     for theirs, ours in {"left2": "detail_down", "right1": "context_gate", "conv": "conv"}.items():
         yield from _normed(f"bga.{theirs}", f"fusion.{ours}")
-    yield from conv("head.conv", "classifier.conv")
+    yield from _conv_bn("head.conv", "classifier.conv")
     yield "head.conv_out.1", "classifier.scores"
     for theirs, ours in {"aux2": "aux2", "aux3": "aux3", "aux4": "aux4", "aux5_4": "aux5"}.items():
-        yield from conv(f"{theirs}.conv", f"{ours}.conv")
-        yield from conv(f"{theirs}.conv_out.0.1", f"{ours}.last")
+        yield from _conv_bn(f"{theirs}.conv", f"{ours}.conv")
+        yield from _conv_bn(f"{theirs}.conv_out.0.1", f"{ours}.last")
         yield f"{theirs}.conv_out.1", f"{ours}.scores"
 
 
-def _stdc_trunk(theirs: str = "", ours: str = "") -> Iterator[tuple[str, str]]:
-    def conv(theirs, ours):
-        yield f"{theirs}.conv", f"{ours}.conv"
-        yield f"{theirs}.bn", f"{ours}.norm"
-
+def _stdc_trunk(theirs: str = "", ours: str = "") -> Names:
     for i in range(14):  # as many as STDC2 has
         theirs_i, ours_i = f"{theirs}features.{i}", f"{ours}layer{i}"
         if i < 2:
-            yield from conv(theirs_i, ours_i)
+            yield from _conv_bn(theirs_i, ours_i)
             continue
         for k in range(4):
-            yield from conv(f"{theirs_i}.conv_list.{k}", f"{ours_i}.conv{k + 1}")
+            yield from _conv_bn(f"{theirs_i}.conv_list.{k}", f"{ours_i}.conv{k + 1}")
         yield from _normed(f"{theirs_i}.avd_layer", f"{ours_i}.down")
 
 
-def _stdc() -> Iterator[tuple[str, str]]:
+def _stdc() -> Names:
     yield from _stdc_trunk("cp.backbone.", "backbone.")
     convolutions = {
         "cp.conv_avg": "context.mean",
@@ -445,11 +435,10 @@ def _stdc() -> Iterator[tuple[str, str]]:
         convolutions[f"{theirs}.conv"] = f"{ours}.conv"
         yield f"{theirs}.conv_out", f"{ours}.scores"
     for theirs, ours in convolutions.items():
-        yield f"{theirs}.conv", f"{ours}.conv"
-        yield f"{theirs}.bn", f"{ours}.norm"
+        yield from _conv_bn(theirs, ours)
     for stride in (16, 32):
-        yield f"cp.arm{stride}.conv_atten", f"context.refine{stride}.attention.conv"
-        yield f"cp.arm{stride}.bn_atten", f"context.refine{stride}.attention.norm"
+        ours = f"context.refine{stride}.attention"
+        yield from _normed(f"cp.arm{stride}", ours, "conv_atten", "bn_atten")
     yield "ffm.conv1", "fusion.reduce"
     yield "ffm.conv2", "fusion.expand"
 
@@ -493,39 +482,33 @@ LAYOUTS = (
         "EACNet on ERFNet as its authors released it",
         ("encoder.initial_block.conv.weight", "eac.gamma"),
         {**dict(_erfnet()), **dict(_attention("eac"))},
-        trunk=False,
     ),
     Layout(
         "EACNet on DABNet as its authors released it",
         ("init_conv.0.conv.weight", "eac_module.gamma"),
         {**dict(_dabnet()), **dict(_attention("eac_module"))},
-        trunk=False,
     ),
     Layout(
         "ERFNet as its authors released it",
         ("encoder.initial_block.conv.weight",),
         dict(_erfnet()),
-        trunk=False,
         hint="the authors' own files have 20 classes, void being the last",
     ),
     Layout(
         "DABNet as its authors released it",
         ("init_conv.0.conv.weight", "DAB_Block_1.DAB_Module_1_0.conv3x3.conv.weight"),
         dict(_dabnet()),
-        trunk=False,
     ),
     Layout(
         "Fast-SCNN of Tramac",
         ("learning_to_downsample.conv.conv.0.weight",),
         dict(_fast_scnn()),
-        trunk=False,
         ignored=r"auxlayer\..*",
     ),
     Layout(
         "Fast-SCNN of mmsegmentation",
         ("backbone.learning_to_downsample.conv.conv.weight", "decode_head.conv_seg.weight"),
         {},
-        trunk=False,
         refused="its pyramid ends in a 3x3 convolution and its separable convolutions lack a ReLU, so it is another"
         " network than the one here; train fast_scnn, or convert Tramac's weights",
     ),
@@ -533,27 +516,23 @@ LAYOUTS = (
         "DDRNet as its authors released it",
         ("conv1.0.weight", "down4.3.weight"),
         dict(_ddrnet()),
-        trunk=False,
         hint="the network here is DDRNet-23-slim: planes=32, spp_planes=128, head_planes=64",
     ),
     Layout(
         "PIDNet as its authors released it",
         ("conv1.0.weight", "pag3.f_x.0.weight", "layer3_d.conv1.weight"),
         dict(_pidnet()),
-        trunk=False,
         hint="the network here is PIDNet-S",
     ),
     Layout(
         "CGNet as its authors released it",
         ("level1_0.conv.weight", "level2_0.F_sur.conv.weight"),
         dict(_cgnet()),
-        trunk=False,
     ),
     Layout(
         "ESPNet as its authors released it",
         ("encoder.level1.conv.weight", "level3_C.conv.weight"),
         dict(_espnet()),
-        trunk=False,
         hint="the authors' files of CamVid have 12 classes and need skip='inject', those of Cityscapes have 20; void is the"
         " last. blocks=(p, q) is in a file's name",
     ),
@@ -561,14 +540,12 @@ LAYOUTS = (
         "ESPNet-C as its authors released it",
         ("level1.conv.weight", "level2_0.c1.conv.weight"),
         dict(_espnet_encoder()),
-        trunk=False,
         hint="this is the encoder alone, espnet with decoder=False",
     ),
     Layout(
         "ENet of D. Silva",
         ("initial_block.main_branch.weight", "transposed_conv.weight"),
         dict(_enet()),
-        trunk=False,
         void_first="transposed_conv.weight",
         hint="his files of CamVid have 12 classes, those of Cityscapes 20; void is the last, here of both",
     ),
@@ -576,13 +553,11 @@ LAYOUTS = (
         "BiSeNetV2 of CoinCheung",
         ("detail.S1.0.conv.weight", "segment.S1S2.conv.conv.weight", "bga.left1.0.weight"),
         dict(_bisenetv2()),
-        trunk=False,
     ),
     Layout(
         "STDC-Seg as its authors released it",
         ("cp.backbone.features.0.conv.weight", "ffm.convblk.conv.weight"),
         dict(_stdc()),
-        trunk=False,
         ignored=rf"cp\.backbone\.{_STDC_LEFT}|conv_out_sp(2|4|16)\..*",
         inplace=r"(cp\.(?!backbone)|ffm|conv_out).*\.bn(_atten)?\.weight",
     ),

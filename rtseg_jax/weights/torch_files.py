@@ -29,10 +29,8 @@ TORCH_FILES = (".pth", ".pt", ".tar")
 # HRNet's trainer, on which others build, keeps the network as "model" in one module with its losses, which have weights.
 LOSSES = re.compile(r"(sem_|bd_)?loss\.")
 
-
 # Nothing in a kernel's shape tells a transposed convolution (the decoders of ERFNet, ESPNet and ENet have three each); its name does.
 TRANSPOSED = (r"(^|\.)up\d+(\.conv)?$", r"(^|\.)decoder\.classifier$")
-
 
 _LEAVES = {
     ("params", "kernel"): "weight",
@@ -84,6 +82,16 @@ def named(variables: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...], 
         yield name, axes, tuple(leaf.shape[axis] for axis in axes)
 
 
+def names(variables: Mapping[str, Any]) -> set[str]:
+    """The PyTorch names of arrays or shapes."""
+    return {name for name, *_ in named(variables)}
+
+
+def without_counts(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict without BatchNorm's num_batches_tracked."""
+    return {k: v for k, v in state.items() if k.rpartition(".")[2] != "num_batches_tracked"}
+
+
 def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Converts Flax variables to the state dict of the PyTorch network of the same name.
 
@@ -121,8 +129,7 @@ def from_torch(
     Raises:
         ValueError: names that only one side has, or shapes that differ; the message lists the first.
     """
-    given = {k: v for k, v in state.items() if k.rpartition(".")[2] != "num_batches_tracked"}
-    wanted = {}
+    given, wanted = without_counts(state), {}
     for path, leaf in leaves(template):
         name, axes = _rule(path, len(leaf.shape))
         wanted[name] = (path, axes, tuple(leaf.shape[axis] for axis in axes), leaf.dtype)
@@ -235,40 +242,17 @@ def our_names(state: Mapping[str, Any]) -> tuple[dict[str, Any], layouts.Layout 
     return renamed, layout
 
 
-def load_torch(path: str | os.PathLike[str], template: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads a whole network: the state dict of a twin, or one of layouts.LAYOUTS, as the public has it.
-
-    Auxiliary heads that the network here has not are left out; every other key must have its place, and every place its key.
-
-    Args:
-        path: See read_state.
-        template: {"params": ..., "batch_stats": ...} of the network's shapes, as flops.variable_shapes() gives them.
-
-    Returns:
-        {"params": ..., "batch_stats": ...} of numpy arrays.
-
-    Raises:
-        ValueError: see read_state; or names or shapes that differ, the first of them in the message; or the file holds a
-            trunk alone.
-        FileNotFoundError: no such file.
-    """
-    state, layout = our_names(read_state(path))
-    if layout is not None and layout.trunk:
-        raise ValueError(f"{path} holds a trunk alone ({layout.name}); the network has more")
-    return from_torch(state, template, hint=layout.hint if layout else "")
-
-
 def load_torch_backbone(
     path: str | os.PathLike[str], template: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Reads the weights of a network's module "backbone" from a trunk's file or from a whole network's.
 
-    A trunk is ResNet or MobileNetV2 of torchvision or timm, or STDC, whose ImageNet classifier is left out; of a whole network
-    (see load_torch) everything beside its backbone is.
+    A trunk is ResNet or MobileNetV2 of torchvision or timm, or STDC, whose ImageNet classifier is left out; of a whole
+    network everything beside its backbone is.
 
     Args:
         path: See read_state.
-        template: The network's shapes, as load_torch takes them; those beside the backbone do not count.
+        template: {"params": ..., "batch_stats": ...} of the network's shapes; those beside the backbone do not count.
 
     Returns:
         {"params": {"backbone": ...}, "batch_stats": {"backbone": ...}} of numpy arrays.

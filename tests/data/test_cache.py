@@ -1,6 +1,7 @@
 """A packed copy gives the same bytes, is made again when the files change, and survives rivals, damage and full disks."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -327,7 +328,7 @@ def test_rivals_in_one_process(files, folder, monkeypatch, locks):
         def refuse(file, operation):
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-        monkeypatch.setattr(cache.fcntl, "flock", refuse)
+        monkeypatch.setattr(fcntl, "flock", refuse)
     load, found = files.dataset().load, []
 
     def slow(i):

@@ -125,7 +125,6 @@ def test_gather_from_chunks(limit, rows):
     assert [len(c) for c in resident.arrays["images"]] == rows
     assert [len(c) for c in resident.arrays["labels"]] == rows
     assert all(c.size <= limit for c in resident.arrays["images"])
-    assert resident.num_bytes == N * H * W * 4
     indices = np.array([10, 0, 3, 4, 4, 7, 8], np.int32)
     images, labels = gather(resident.arrays, indices)
     assert images.dtype == labels.dtype == np.uint8
@@ -139,27 +138,16 @@ def test_resident_is_replicated_by_default():
     assert images.sharding.is_fully_replicated and images.sharding.num_devices == 4
 
 
-@pytest.mark.parametrize(("limit", "rows"), [(2**31 - 1, [12]), (chunk_rows(9), [8, 4])])
-def test_a_split_set_and_a_split_batch(limit, rows):
-    """Padded to divide by the devices; the batch lands where its indices are."""
-    mesh = mesh_of(4)
-    split = NamedSharding(mesh, PartitionSpec("data"))
-    resident = pipeline.Resident(DATASET, split, chunk_elements=limit)
-    assert [len(c) for c in resident.arrays["labels"]] == rows
-    chunk = resident.arrays["images"][0]
-    assert {s.data.shape[0] for s in chunk.addressable_shards} == {rows[0] // 4}
+def test_a_split_batch():
+    """The batch lands where its indices are."""
+    split = NamedSharding(mesh_of(4), PartitionSpec("data"))
+    resident = pipeline.Resident(DATASET, chunk_elements=chunk_rows(9))
     indices = np.array([10, 0, 3, 7, 5, 9, 8, 1], np.int32)
     step = jax.jit(pipeline.gather, out_shardings=(split, split))
     images, labels = step(resident.arrays, jax.device_put(indices, split))
     assert images.sharding == split
     np.testing.assert_array_equal(images, IMAGES[indices])
     np.testing.assert_array_equal(labels, LABELS[indices])
-
-
-def test_progress():
-    calls = []
-    pipeline.Resident(DATASET, progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(k, N) for k in range(1, N + 1)]
 
 
 def test_impossible_resident_sets():

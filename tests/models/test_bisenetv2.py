@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rtseg_jax.models.zoo import bisenetv2
+from rtseg_jax.nn import losses
 from tests import torch_losses
 from tests.networks import shapes
 
@@ -34,7 +34,7 @@ def test_loss():
     sides = {"logits": 4, "aux2": 16, "aux3": 8, "aux4": 4, "aux5": 2}
     outputs = {k: rng.normal(size=(2, n, n, 5)).astype(np.float32) for k, n in sides.items()}
     options = {"threshold": 0.3, "min_kept": 1 / 16}
-    value, terms = bisenetv2.loss(
+    value, terms = losses.auxiliary_loss(
         jax.tree.map(jnp.asarray, outputs),
         {"label": jnp.asarray(label)},
         class_weights=None,

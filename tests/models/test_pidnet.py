@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rtseg_jax import models
-from rtseg_jax.models.zoo import ddrnet, pidnet
+from rtseg_jax.models.zoo import pidnet
 from rtseg_jax.nn import losses
 
 CLASSES = 5
@@ -113,7 +113,8 @@ def test_the_terms_of_pidnets_loss():
 def test_ddrnets_loss():
     outputs, label = sample()
     options = {"class_weights": None, "threshold": 0.6, "min_kept": 0.1}
-    value, terms = ddrnet.loss(outputs, {"label": jnp.asarray(label)}, aux_weight=0.4, **options)
+    batch = {"label": jnp.asarray(label)}
+    value, terms = losses.auxiliary_loss(outputs, batch, aux_weight=0.4, **options)
     for term, name in (("main", "logits"), ("aux", "aux")):
         logits = losses.upsample_class_maps(outputs[name], label.shape[1:])
         want = losses.ohem_cross_entropy(logits, jnp.asarray(label), axis=1, **options)

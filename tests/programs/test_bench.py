@@ -150,7 +150,7 @@ def test_torch_variants_name_the_same_classes(tmp_path, one_thread, variant, dty
     request = {**REQUEST, "model": "carnet_mobilenet", "weights": str(tmp_path / "weights")}
     exact = rivals.torch_inference({**request, "variant": "eager"})
     other = rivals.torch_inference({**request, "variant": variant, "dtype": dtype})
-    wanted, found = (r.get(r.call(r.put(rivals.smooth_frames(request)[1]))) for r in (exact, other))
+    wanted, found = (r.get(r.call(r.put(rivals.frames_of(request)[1]))) for r in (exact, other))
     assert len(np.unique(wanted)) > 1
     assert (found == wanted).mean() >= bench.AGREEMENT[dtype]
     assert found.dtype == np.uint8

@@ -10,12 +10,12 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
 import threading
 import time
+import types
 import zlib
 
 import jax
@@ -303,18 +303,20 @@ def test_examples_are_of_the_first_evaluation_set_that_can_be_read(folder, tmp_p
 # The program
 
 
-def test_ports_and_hosts():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=f"port {port} of 127.0.0.1 cannot be listened on"):
-            demo.free_port("127.0.0.1", port)
-    assert demo.free_port("127.0.0.1", port) == port
-    assert demo.free_port("127.0.0.1", None) in demo.PORTS
-    assert demo.free_port("127.0.0.1", 0) > 0
-    with pytest.raises(ValueError, match="--host=no address is no address"):
-        demo.free_port("no address", 0)
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 80), ("no address", None)])
+def test_what_cannot_be_listened_on_is_one_line(monkeypatch, host, port):
+    def launch(**options):
+        assert (options["server_name"], options["server_port"]) == ("127.0.0.1", 80)
+        raise OSError("Cannot find empty port in range: 80-80.")
+
+    blocks = types.SimpleNamespace(launch=launch, close=lambda **_: None)
+    themes = types.SimpleNamespace(Default=lambda **_: None)
+    monkeypatch.setattr(demo, "optional", lambda *_: types.SimpleNamespace(themes=themes))
+    monkeypatch.setattr(demo, "page", lambda answers: blocks)
+    for name in ("GRADIO_TEMP_DIR", "NO_PROXY"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    with pytest.raises(ValueError, match=f"{host}, port .* cannot be listened on .* give another"):
+        demo.serve([pathlib.Path("run")], host=host, port=port)
 
 
 def test_without_gradio_the_extra_is_named(folder, monkeypatch):

@@ -21,6 +21,7 @@ from rtseg_jax.inference import program as infer
 from rtseg_jax.models import flops
 from rtseg_jax.programs import export
 from rtseg_jax.programs.shared.command_line import Flags
+from rtseg_jax.programs.shared.frames import smooth_frames
 from rtseg_jax.weights import bundle
 from tests import tiny_run
 from tests.inference.test_infer import MEAN, STD, VARIANTS, frames, network, unfrozen
@@ -161,7 +162,7 @@ def run(tmp_path_factory):
 def predicted(workdir, batch):
     config, model, variables, _ = networks.load_run(workdir)
     options = {"mean": config.augment.mean, "std": config.augment.std}
-    given = export.smooth_frames(batch, SIZE)[:, ::-1]
+    given = smooth_frames(batch, SIZE)[:, ::-1]
     return given, np.asarray(infer.freeze(model, variables, given.shape[:3], **options)(given))
 
 
@@ -268,7 +269,7 @@ def test_predict_shows_what_the_file_does_with_the_options_that_are_told(run, tm
     export.export_run(run, format="onnx", output=tmp_path / "a.onnx", size=(65, 96))
     options = re.search(r"--size=(\d+)x(\d+) --multiple=(\d+)", capsys.readouterr().out)
     h, w, multiple = map(int, options.groups())
-    given = export.smooth_frames(1, (65, 96))
+    given = smooth_frames(1, (65, 96))
     classes = networks.load(run).seeing(size=(h, w), multiple=multiple)
     agree = classes(given[0]) == run_onnx(tmp_path / "a.onnx", given)[0]
     assert agree.mean() >= 0.9999

@@ -153,7 +153,7 @@ def test_a_second_run_in_a_folder_is_refused(tmp_path):
     with alone_in(make_workdir(str(workdir))):
         said = refused(tiny(), workdir)
     assert f"{workdir} is in use by process {os.getpid()} on " in said
-    assert [p.name for p in workdir.iterdir()] == [".lock"]
+    assert sorted(p.name for p in workdir.iterdir()) == [".lock", ".owner"]
     run(tiny(num_steps=2), workdir)
 
 
@@ -173,7 +173,7 @@ def test_the_lock_goes_with_a_killed_process(tmp_path):
     other.kill()
     other.communicate()
     with alone_in(tmp_path):
-        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+        assert (tmp_path / ".owner").read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch, capsys):

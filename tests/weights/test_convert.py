@@ -16,7 +16,7 @@ from rtseg_jax import models
 from rtseg_jax.models import flops
 from rtseg_jax.programs import convert
 from rtseg_jax.weights import torch_files
-from tests.networks import shapes
+from tests.networks import load_torch, shapes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # The two others have the blocks of carnet_resnet50, and more of them.
@@ -205,10 +205,10 @@ def test_a_whole_network(tmp_path):
     variables = random_variables("eacnet_dabnet")
     file = tmp_path / "whole.safetensors"
     torch_files.save_torch(variables, file)
-    loaded = torch_files.load_torch(file, shapes("eacnet_dabnet", 11))
+    loaded = load_torch(file, shapes("eacnet_dabnet", 11))
     assert_equal(loaded, variables)
     with pytest.raises(ValueError, match="only in the file: attention.alpha") as error:
-        torch_files.load_torch(file, shapes("dabnet", 12))
+        load_torch(file, shapes("dabnet", 12))
     assert "classifier.weight is (11, 259, 1, 1) in the file, (12, 259" in str(error.value)
 
 
@@ -228,7 +228,7 @@ def test_wrapped_state_dicts(tmp_path):
     state = {f"module.{k}": torch.from_numpy(v) for k, v in torch_files.to_torch(variables).items()}
     for key in ("state_dict", "model"):
         torch.save({"epoch": 3, key: state}, tmp_path / "wrapped.tar")
-        loaded = torch_files.load_torch(tmp_path / "wrapped.tar", shapes("dabnet", 11))
+        loaded = load_torch(tmp_path / "wrapped.tar", shapes("dabnet", 11))
         assert_equal(loaded, variables)
 
 
@@ -290,7 +290,7 @@ def test_hub(tmp_path, monkeypatch):
     hub = types.SimpleNamespace(hf_hub_download=hf_hub_download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     path = "hf://someone/nets/dabnet.safetensors"
-    assert_equal(torch_files.load_torch(path, shapes("dabnet", 11)), variables)
+    assert_equal(load_torch(path, shapes("dabnet", 11)), variables)
     assert asked == [("someone/nets", "dabnet.safetensors")]
     with pytest.raises(ValueError, match="'hf://someone/nets' is not hf://OWNER/NAME/FILE"):
         torch_files.read_state("hf://someone/nets")

@@ -9,7 +9,7 @@ import pytest
 
 from rtseg_jax import models
 from rtseg_jax.weights import torch_files
-from tests.networks import shapes
+from tests.networks import load_torch, shapes
 
 torch = pytest.importorskip("torch")
 nn, F = torch.nn, torch.nn.functional
@@ -241,7 +241,7 @@ def test_a_released_file(variant, tmp_path):
     assert sum(not name.startswith(heads) for name in state) == count
     wrapped = {f"model.{name}": value for name, value in state.items()}
     torch.save({**wrapped, "sem_loss.criterion.weight": torch.ones(19)}, tmp_path / "best.pt")
-    variables = torch_files.load_torch(tmp_path / "best.pt", shapes(variant, 19))
+    variables = load_torch(tmp_path / "best.pt", shapes(variant, 19))
 
     image = np.random.default_rng(0).normal(size=(2, 128, 192, 3)).astype(np.float32)
     given = torch.from_numpy(image.transpose(0, 3, 1, 2)).double()

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from rtseg_jax import models
+from rtseg_jax.inference.public import read
 from rtseg_jax.models import flops
 from rtseg_jax.models.zoo.mobilenet import MobileNetV2
 from rtseg_jax.models.zoo.resnet import ResNet
 from rtseg_jax.models.zoo.stdc import STDC
 from rtseg_jax.weights import layouts, torch_files
-from tests.networks import shapes
+from tests.networks import load_torch, shapes
 
 LAYOUTS = {layout.name: layout for layout in layouts.LAYOUTS if not layout.refused}
 RESNET = "ResNet of torchvision or timm"
@@ -489,7 +490,7 @@ def test_whole_networks(name, tmp_path):
     state = public(LAYOUTS[name], variables)
     file = tmp_path / "public.safetensors"
     write({f"module.{key}": value for key, value in state.items()}, file)
-    assert_equal(torch_files.load_torch(file, shapes(variant, 20, **options)), variables)
+    assert_equal(load_torch(file, shapes(variant, 20, **options)), variables)
     trunk = torch_files.load_torch_backbone(file, shapes(variant, **options))
     assert_equal(trunk, {key: {"backbone": tree["backbone"]} for key, tree in variables.items()})
 
@@ -497,7 +498,7 @@ def test_whole_networks(name, tmp_path):
     left = "encoder.more.weight"
     write({**{k: v for k, v in state.items() if k != lost}, left: np.zeros(1)}, file)
     with pytest.raises(ValueError, match=re.escape(f"only in the file: {left}\n  only in the net")):
-        torch_files.load_torch(file, shapes(variant, 20, **options))
+        load_torch(file, shapes(variant, 20, **options))
 
 
 @pytest.mark.parametrize(
@@ -523,9 +524,7 @@ def test_inplace_norms(variant, tmp_path):
     """Of the decoder's norms the scale is |weight| + 1e-5; all else of STDC-Seg is taken as it is."""
     state = public(LAYOUTS[STDC_SEG], random_like(shapes(variant)))
     write(state, tmp_path / "stdc.safetensors")
-    loaded = torch_files.to_torch(
-        torch_files.load_torch(tmp_path / "stdc.safetensors", shapes(variant))
-    )
+    loaded = torch_files.to_torch(load_torch(tmp_path / "stdc.safetensors", shapes(variant)))
     converted = 0
     for key, value in state.items():
         ours = LAYOUTS[STDC_SEG].rename(key)
@@ -541,7 +540,7 @@ def test_a_trunk_is_no_network(tmp_path):
     state = public(LAYOUTS[RESNET], random_like(flops.variable_shapes(ResNet(18))))
     write(state, tmp_path / "resnet18.safetensors")
     with pytest.raises(ValueError, match=r"holds a trunk alone \(ResNet of torchvision or timm\)"):
-        torch_files.load_torch(tmp_path / "resnet18.safetensors", shapes("dabnet", 19))
+        read(tmp_path / "resnet18.safetensors", "dabnet")
 
 
 def test_the_trunk_of_a_network(tmp_path):

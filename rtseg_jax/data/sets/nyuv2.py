@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from rtseg_jax.base.extras import optional
+from rtseg_jax.base.files import one_line
 from rtseg_jax.data import files, spec
 
 SPLITS = ("train", "test")
@@ -66,9 +68,8 @@ def load(root: str | os.PathLike[str], split: str, annotation: str = "") -> spec
             and 0.
 
     Raises:
-        ValueError: unknown split or annotation.
+        ValueError: unknown split or annotation; or the .mat is to be read without h5py and scipy.
         FileNotFoundError: neither lists nor the .mat are there, or a file of a list is missing.
-        ImportError: the .mat takes h5py and scipy.
         DataError: a list or a .mat that cannot be read.
     """
     spec.check_split("nyuv2", split, SPLITS)
@@ -98,19 +99,13 @@ def _mat_array(loadmat: Callable[..., Any], path: pathlib.Path, key: str) -> np.
     try:
         return loadmat(path, variable_names=[key])[key].ravel()
     except Exception as error:  # scipy fails with anything from KeyError to NotImplementedError
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise spec.DataError(f"{path}: no array {key} in it ({reason}); copy it again") from error
 
 
 def _load_mat(root: pathlib.Path, split: str) -> spec.Dataset:
     """The original file of MATLAB 7.3: images [n,3,w,h] uint8, labels [n,w,h] uint16 of 894 classes from 1 on."""
-    try:
-        import h5py
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise ImportError(
-            f"{MAT} takes h5py and scipy ({error}); pip install 'rtseg_jax[mat]'"
-        ) from error
+    h5py, loadmat = optional("h5py", "mat"), optional("scipy.io", "mat").loadmat
     mapping = _mat_array(loadmat, root / MAP_40, "mapClass").astype(np.int64)
     if mapping.min() < 1 or mapping.max() > TABLE.num_classes:
         raise spec.DataError(
@@ -122,7 +117,7 @@ def _load_mat(root: pathlib.Path, split: str) -> spec.Dataset:
         file = h5py.File(root / MAT)
         images, labels = file["images"], file["labels"]
     except (OSError, KeyError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise spec.DataError(
             f"{root / MAT}: cannot be read ({reason}); download it again"
         ) from error
@@ -136,10 +131,8 @@ def _load_mat(root: pathlib.Path, split: str) -> spec.Dataset:
         try:
             image, raw = images[at].transpose(2, 1, 0), labels[at].T
         except OSError as error:
-            reason = " ".join(str(error).split())
-            raise spec.DataError(
-                f"{root / MAT}, image {at + 1}: corrupt ({reason}); download it again"
-            ) from error
+            reason, place = one_line(error), f"{root / MAT}, image {at + 1}"
+            raise spec.DataError(f"{place}: corrupt ({reason}); download it again") from error
         if raw.max() >= len(lut):
             raise spec.DataError(
                 f"{root / MAT}, image {at + 1}: label value {raw.max()} is not allowed; "

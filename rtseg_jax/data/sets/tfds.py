@@ -5,7 +5,6 @@ TensorFlow Datasets' default, is indexed here within seconds: lengths lead from 
 array_record, whose records are compressed, each is read once for its name. TensorFlow itself is not imported.
 """
 
-import concurrent.futures
 import functools
 import importlib.util
 import io
@@ -17,8 +16,9 @@ from typing import Any, NamedTuple
 
 from jaxtyping import UInt8
 from numpy import ndarray
-from tqdm import tqdm
 
+from rtseg_jax.base.files import one_line
+from rtseg_jax.base.threads import for_each
 from rtseg_jax.data import files, spec
 from rtseg_jax.data.sets import camvid, cityscapes
 
@@ -147,9 +147,8 @@ def _command(name: str, config: str, root: str | os.PathLike[str] | None) -> str
 
 
 def _damaged(place: pathlib.Path, what: str, error: Exception, advice: str) -> spec.DataError:
-    reason = " ".join(str(error).split()) or type(error).__name__
     folder = place if place.is_dir() else place.parent
-    return spec.DataError(f"{place}: {what} ({reason}); delete {folder} and {advice}")
+    return spec.DataError(f"{place}: {what} ({one_line(error)}); delete {folder} and {advice}")
 
 
 def _open(name: str, config: str, root: str | os.PathLike[str] | None, advice: str) -> Any:
@@ -259,16 +258,8 @@ def _array_records(
             raise _damaged(places[i], f"record {i} cannot be read", error, advice) from error
         return Record(name, places[i], functools.partial(source.__getitem__, i))
 
-    with concurrent.futures.ThreadPoolExecutor(thread_name_prefix="rtseg-index") as executor:
-        return list(
-            tqdm(
-                executor.map(record, range(len(places))),
-                total=len(places),
-                desc=f"indexing {found.info.name} {split}",
-                unit="record",
-                disable=None,
-            )
-        )
+    title = f"indexing {found.info.name} {split}"
+    return for_each(record, len(places), doing=title, unit="record")
 
 
 def _name(file: io.BufferedIOBase) -> str:

@@ -1,7 +1,8 @@
 """BiSeNetV2 (Yu et al., "BiSeNet V2: Bilateral Network with Guided Aggregation [...]", IJCV 2021, arXiv 2004.02147).
 
 A wide and shallow detail branch ends at output stride 8, a narrow and deep segment branch at 32; each gates the other
-where they meet. Four more heads on the segment branch are there for training alone.
+where they meet. Four more heads on the segment branch are there for training alone; with them the loss is
+losses.auxiliary_loss() (Section 4.3, "booster").
 
 Readings (where CoinCheung's public code, whose weights are those to be had, differs from the paper; the code is followed):
   * the last convolution of the context embedding has a norm and a ReLU, which the paper's has not;
@@ -21,9 +22,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from rtseg_jax.nn import losses
 from rtseg_jax.nn.blocks import add_relu
-from rtseg_jax.nn.conv import Conv, ConvBatchNorm, kaiming_normal_fan_out
+from rtseg_jax.nn.conv import Conv, ConvBatchNorm, ConvBatchNormReLU, kaiming_normal_fan_out
 from rtseg_jax.nn.norm import BatchNorm
 from rtseg_jax.nn.pool import avg_pool, max_pool
 from rtseg_jax.nn.resize import resize_nearest
@@ -32,12 +32,8 @@ EPSILON = 1e-5
 EXPANSION = 6
 DETAIL = (64, 64, 128)  # channels of its stages
 SEGMENT = ((32, 2), (64, 2), (128, 4))  # channels and layers of the stages 3 to 5
-AUXILIARY = {
-    "aux2": 4,
-    "aux3": 8,
-    "aux4": 16,
-    "aux5": 32,
-}  # heads for training, and the strides of what they see
+# Heads for training, and the strides of what they see.
+AUXILIARY = {"aux2": 4, "aux3": 8, "aux4": 16, "aux5": 32}
 HEAD, AUXILIARY_HEAD = 1024, 128  # widths
 
 
@@ -53,10 +49,9 @@ class DetailBranch(nn.Module):
         x = image
         for stage, channels in enumerate(DETAIL, start=1):
             for i in range(2 if stage == 1 else 3):
-                x = ConvBatchNorm(
+                x = ConvBatchNormReLU(
                     channels,
                     strides=(1, 1) if i else (2, 2),
-                    activation=nn.relu,
                     dtype=self.dtype,
                     name=f"conv{stage}_{i + 1}",
                 )(x, train=train)
@@ -73,13 +68,8 @@ class Stem(nn.Module):
         self, image: Float[Array, "b h w 3"], *, train: bool
     ) -> Float[Array, "b h4 w4 16"]:
         def conv(name, x, features, size=3, stride=1):
-            return ConvBatchNorm(
-                features,
-                (size, size),
-                (stride, stride),
-                activation=nn.relu,
-                dtype=self.dtype,
-                name=name,
+            return ConvBatchNormReLU(
+                features, (size, size), (stride, stride), dtype=self.dtype, name=name
             )(x, train=train)
 
         x = conv("conv", image, 16, stride=2)
@@ -128,12 +118,10 @@ class ContextEmbedding(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w c"]:
         mean = jnp.mean(x, (1, 2), keepdims=True, dtype=jnp.float32)
         mean = BatchNorm(EPSILON, dtype=self.dtype, name="norm")(mean, train=train)
-        mean = ConvBatchNorm(x.shape[-1], (1, 1), activation=nn.relu, dtype=self.dtype, name="gap")(
+        mean = ConvBatchNormReLU(x.shape[-1], (1, 1), dtype=self.dtype, name="gap")(
             mean, train=train
         )
-        return ConvBatchNorm(x.shape[-1], activation=nn.relu, dtype=self.dtype, name="conv")(
-            x + mean, train=train
-        )
+        return ConvBatchNormReLU(x.shape[-1], dtype=self.dtype, name="conv")(x + mean, train=train)
 
 
 class SegmentBranch(nn.Module):
@@ -227,15 +215,11 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b _ _ k"]:
-        x = ConvBatchNorm(self.width, activation=nn.relu, dtype=self.dtype, name="conv")(
-            x, train=train
-        )
+        x = ConvBatchNormReLU(self.width, dtype=self.dtype, name="conv")(x, train=train)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         if self.last is not None:
             x = resize_nearest(x, (2 * x.shape[1], 2 * x.shape[2]))
-            x = ConvBatchNorm(self.last, activation=nn.relu, dtype=self.dtype, name="last")(
-                x, train=train
-            )
+            x = ConvBatchNormReLU(self.last, dtype=self.dtype, name="last")(x, train=train)
         x = Conv(
             self.num_classes,
             (1, 1),
@@ -277,32 +261,3 @@ class BiSeNetV2(nn.Module):
             for name, stride in AUXILIARY.items():
                 outputs[name] = head(name, maps[stride][0], AUXILIARY_HEAD, stride**2)
         return outputs
-
-
-def loss(
-    outputs: dict[str, Float[Array, "b _ _ k"]],
-    batch: dict[str, Array],
-    *,
-    class_weights: tuple[float, ...] | None,
-    threshold: float,
-    min_kept: float,
-    aux_weight: float,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The sum of the heads' OHEM cross-entropies, of logits upsampled to the label's size (Section 4.3, "booster").
-
-    Args:
-        outputs: What the network returned under train=True.
-        batch: "label" [b, h, w] int32 train ids, 255 = ignore.
-        class_weights: One weight per class, or None.
-        threshold: Pixels whose true class is at most this sure are kept.
-        min_kept: OHEM's lower bound, as a fraction of the batch's pixels.
-        aux_weight: Of the four heads that are there for training alone.
-
-    Returns:
-        The loss and its terms by name, before their weights.
-    """
-    given = {"threshold": threshold, "min_kept": min_kept}
-    terms = losses.mined(outputs, batch["label"], class_weights, **given)
-    main = terms.pop("logits")
-    value = main + aux_weight * sum(terms.values())
-    return value, {"loss": value, "main": main, **terms}

@@ -1,7 +1,8 @@
 """DDRNet-23-slim (Hong et al., "Deep Dual-Resolution Networks", IEEE T-ITS 2022, arXiv 2101.06085).
 
 Two branches share the first layers. The detail branch stays at output stride 8; the context branch goes on to 64, where
-a pyramid of means (DAPPM) is merged. They exchange their maps at 16 and at 32.
+a pyramid of means (DAPPM) is merged. They exchange their maps at 16 and at 32. The loss L_n + alpha L_a is
+losses.auxiliary_loss().
 
 Readings (what the paper leaves open, and what the authors' code settles):
   * the detail branch is given the context branch's map as it was before the detail branch's own was added to it;
@@ -21,18 +22,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from rtseg_jax.models.zoo.resnet import BasicBlock, Bottleneck
-from rtseg_jax.nn import losses
-from rtseg_jax.nn.conv import Conv, ConvBatchNorm, kaiming_normal_fan_out
+from rtseg_jax.nn.conv import Conv, ConvBatchNorm, ConvBatchNormReLU, kaiming_normal_fan_out
 from rtseg_jax.nn.norm import BatchNorm
-from rtseg_jax.nn.pool import avg_pool
+from rtseg_jax.nn.pool import avg_pool, global_avg_pool
 from rtseg_jax.nn.resize import resize_bilinear
 
 EPSILON = 1e-5
-POOLS = (
-    2,
-    4,
-    8,
-)  # strides of the pyramid's means before the global one; the windows have twice as many pixels and one
+# Strides of the pyramid's means before the global one; the windows have twice as many pixels and one.
+POOLS = (2, 4, 8)
 
 
 class NormReLUConv(nn.Module):
@@ -82,32 +79,19 @@ class Head(nn.Module):
     ) -> Float[Array, "b h w features"]:
         """Returns float32 scores."""
         x = nn.relu(BatchNorm(EPSILON, dtype=self.dtype, name="norm")(x, train=train))
-        x = ConvBatchNorm(self.width, activation=nn.relu, dtype=self.dtype, name="conv1")(
-            x, train=train
-        )
-        scores = Conv(
-            self.features,
-            (1, 1),
-            kernel_init=kaiming_normal_fan_out,
-            dtype=self.dtype,
-            name="conv2",
-        )(x)
-        return scores.astype(jnp.float32)
+        x = ConvBatchNormReLU(self.width, dtype=self.dtype, name="conv1")(x, train=train)
+        init = kaiming_normal_fan_out
+        conv = Conv(self.features, (1, 1), kernel_init=init, dtype=self.dtype, name="conv2")
+        return conv(x).astype(jnp.float32)
 
 
 def stem(image: Float[Array, "b h w 3"], width: int, dtype: DTypeLike, train: bool) -> Array:
     """Two strided 3x3 convolutions, to output stride 4. Called inside a network's __call__."""
     x = image
     for name in ("stem1", "stem2"):
-        x = ConvBatchNorm(
-            width,
-            (3, 3),
-            (2, 2),
-            use_bias=True,
-            activation=nn.relu,
-            dtype=dtype,
-            name=name,
-        )(x, train=train)
+        x = ConvBatchNormReLU(width, (3, 3), (2, 2), use_bias=True, dtype=dtype, name=name)(
+            x, train=train
+        )
     return x
 
 
@@ -195,23 +179,8 @@ class DualResolutionBackbone(nn.Module):
         return early, detail, bottleneck("layer5_block0", x, 8 * w, 2)
 
 
-def pyramid_scales(
-    x: Float[Array, "b h w c"], features: int, dtype: DTypeLike, train: bool
-) -> list[Float[Array, "b h w features"]]:
-    """A map and four means of it, each through a 1x1 convolution and resized. Called inside a pyramid's __call__."""
-    maps = [x]
-    for n in POOLS:
-        maps.append(avg_pool(x, (2 * n + 1, 2 * n + 1), (n, n), (n, n)))
-    maps.append(jnp.mean(x, (1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype))
-    scales = [
-        NormReLUConv(features, dtype=dtype, name=f"scale{i}")(y, train=train)
-        for i, y in enumerate(maps)
-    ]
-    return [resize_bilinear(y, x.shape[1:3]) for y in scales]
-
-
-class DeepAggregationPyramid(nn.Module):
-    """Deep Aggregation Pyramid Pooling Module, DAPPM: each scale is refined on top of the one before.
+class Pyramid(nn.Module):
+    """A map and four means of it, each through a 1x1 convolution, refined and merged, beside a shortcut.
 
     Attributes:
         width: Channels of a scale.
@@ -222,20 +191,36 @@ class DeepAggregationPyramid(nn.Module):
     features: int
     dtype: DTypeLike = jnp.float32
 
+    def refined(self, first: Array, others: list[Array], train: bool) -> list[Array]:
+        """What is merged, of the map's own scale and of its means', all at the map's size."""
+        raise NotImplementedError
+
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], *, train: bool
     ) -> Float[Array, "b h w features"]:
-        first, *scales = pyramid_scales(x, self.width, self.dtype, train)
-        maps = [first]
-        for i, scale in enumerate(scales, start=1):
-            process = NormReLUConv(self.width, 3, dtype=self.dtype, name=f"process{i}")
-            maps.append(process(scale + maps[-1], train=train))
-        merged = NormReLUConv(self.features, dtype=self.dtype, name="compress")(
-            jnp.concatenate(maps, axis=-1), train=train
-        )
+        means = [avg_pool(x, (2 * n + 1, 2 * n + 1), (n, n), (n, n)) for n in POOLS]
+        scales = [
+            NormReLUConv(self.width, dtype=self.dtype, name=f"scale{i}")(y, train=train)
+            for i, y in enumerate((x, *means, global_avg_pool(x)))
+        ]
+        first, *others = (resize_bilinear(y, x.shape[1:3]) for y in scales)
+        maps = jnp.concatenate(self.refined(first, others, train), axis=-1)
+        merged = NormReLUConv(self.features, dtype=self.dtype, name="compress")(maps, train=train)
         shortcut = NormReLUConv(self.features, dtype=self.dtype, name="shortcut")
         return merged + shortcut(x, train=train)
+
+
+class DeepAggregationPyramid(Pyramid):
+    """Deep Aggregation Pyramid Pooling Module, DAPPM: each scale is refined on top of the one before."""
+
+    def refined(self, first: Array, others: list[Array], train: bool) -> list[Array]:
+        """The scales one by one."""
+        maps = [first]
+        for i, scale in enumerate(others, start=1):
+            process = NormReLUConv(self.width, 3, dtype=self.dtype, name=f"process{i}")
+            maps.append(process(scale + maps[-1], train=train))
+        return maps
 
 
 class DDRNet(nn.Module):
@@ -274,32 +259,3 @@ class DDRNet(nn.Module):
         if train:
             outputs["aux"] = scores("aux", early)
         return outputs
-
-
-def loss(
-    outputs: dict[str, Float[Array, "b _ _ k"]],
-    batch: dict[str, Array],
-    *,
-    class_weights: tuple[float, ...] | None,
-    threshold: float,
-    min_kept: float,
-    aux_weight: float,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """L_n + alpha L_a: OHEM cross-entropies of logits upsampled to the label's size.
-
-    Args:
-        outputs: What the network returned under train=True.
-        batch: "label" [b, h, w] int32 train ids, 255 = ignore.
-        class_weights: One weight per class, or None.
-        threshold: Pixels whose true class is at most this sure are kept.
-        min_kept: OHEM's lower bound, as a fraction of the batch's pixels.
-        aux_weight: alpha.
-
-    Returns:
-        The loss and its terms by name, before their weights.
-    """
-    given = {"threshold": threshold, "min_kept": min_kept}
-    terms = losses.mined(outputs, batch["label"], class_weights, **given)
-    main = terms.pop("logits")
-    value = main + aux_weight * terms["aux"]
-    return value, {"loss": value, "main": main, **terms}

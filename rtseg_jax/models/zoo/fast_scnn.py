@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from rtseg_jax.nn.blocks import InvertedResidual
-from rtseg_jax.nn.conv import Conv, ConvBatchNorm, kaiming_normal_fan_out
+from rtseg_jax.nn.conv import Conv, ConvBatchNorm, ConvBatchNormReLU, kaiming_normal_fan_out
 from rtseg_jax.nn.norm import BatchNorm
 from rtseg_jax.nn.pool import adaptive_avg_pool, avg_pool, max_pool
 from rtseg_jax.nn.resize import resize_bilinear
@@ -58,12 +58,12 @@ class DepthwiseSeparableConv(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], *, train: bool
     ) -> Float[Array, "b h2 w2 features"]:
-        x = ConvBatchNorm(
-            None, (3, 3), self.strides, activation=nn.relu, dtype=self.dtype, name="depthwise"
-        )(x, train=train)
-        return ConvBatchNorm(
-            self.features, (1, 1), activation=nn.relu, dtype=self.dtype, name="pointwise"
-        )(x, train=train)
+        x = ConvBatchNormReLU(None, (3, 3), self.strides, dtype=self.dtype, name="depthwise")(
+            x, train=train
+        )
+        return ConvBatchNormReLU(self.features, (1, 1), dtype=self.dtype, name="pointwise")(
+            x, train=train
+        )
 
 
 class LearningToDownsample(nn.Module):
@@ -77,15 +77,9 @@ class LearningToDownsample(nn.Module):
         self, image: Float[Array, "b h w 3"], *, train: bool
     ) -> Float[Array, "b h8 w8 64"]:
         padding = (self.stem_padding, self.stem_padding)
-        x = ConvBatchNorm(
-            32,
-            (3, 3),
-            (2, 2),
-            padding=padding,
-            activation=nn.relu,
-            dtype=self.dtype,
-            name="conv",
-        )(image, train=train)
+        x = ConvBatchNormReLU(32, (3, 3), (2, 2), padding=padding, dtype=self.dtype, name="conv")(
+            image, train=train
+        )
         x = DepthwiseSeparableConv(48, (2, 2), self.dtype, name="dsconv1")(x, train=train)
         return DepthwiseSeparableConv(64, (2, 2), self.dtype, name="dsconv2")(x, train=train)
 
@@ -101,15 +95,8 @@ class InitialBlock(nn.Module):
         self, image: Float[Array, "b h w c"], *, train: bool
     ) -> Float[Array, "b h2 w2 features"]:
         image = image.astype(self.dtype)
-        conv = Conv(
-            self.features - image.shape[-1],
-            (3, 3),
-            (2, 2),
-            use_bias=False,
-            kernel_init=kaiming_normal_fan_out,
-            dtype=self.dtype,
-            name="conv",
-        )(image)
+        options = {"use_bias": False, "kernel_init": kaiming_normal_fan_out, "dtype": self.dtype}
+        conv = Conv(self.features - image.shape[-1], (3, 3), (2, 2), **options, name="conv")(image)
         pool = max_pool(image, (2, 2), (2, 2), ceil_mode=True)
         x = jnp.concatenate([conv, pool], axis=-1)
         return nn.relu(BatchNorm(EPSILON, dtype=self.dtype, name="norm")(x, train=train))
@@ -119,36 +106,6 @@ def channel_shuffle(x: Float[Array, "b h w c"], groups: int) -> Float[Array, "b 
     """Deals the channels of the groups out in turn (Zhang et al., "ShuffleNet", CVPR 2018, Fig. 1c)."""
     shape = x.shape
     return x.reshape(*shape[:3], groups, -1).swapaxes(3, 4).reshape(shape)
-
-
-class GroupedPointwise(nn.Module):
-    """A 1x1 convolution in groups, with its BatchNorm; parameters as in ConvBatchNorm."""
-
-    features: int
-    groups: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], *, train: bool
-    ) -> Float[Array, "b h w features"]:
-        x = _GroupedConv(self.features, self.groups, self.dtype, name="conv")(x)
-        return BatchNorm(EPSILON, dtype=self.dtype, name="norm")(x, train=train)
-
-
-class _GroupedConv(nn.Module):
-    features: int
-    groups: int
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x):
-        b, h, w, c = x.shape
-        shape = (1, 1, c // self.groups, self.features)
-        kernel = self.param("kernel", kaiming_normal_fan_out, shape, jnp.float32)
-        kernel = kernel.astype(self.dtype).reshape(c // self.groups, self.groups, -1)
-        x = x.astype(self.dtype).reshape(b, h, w, self.groups, -1)
-        return jnp.einsum("bhwgi,igo->bhwgo", x, kernel).reshape(b, h, w, self.features)
 
 
 class ShuffleNetUnit(nn.Module):
@@ -168,11 +125,8 @@ class ShuffleNetUnit(nn.Module):
         self, x: Float[Array, "b h w c"], *, train: bool
     ) -> Float[Array, "b h2 w2 features"]:
         def pointwise(name, y, features):
-            if self.groups == 1:
-                conv = ConvBatchNorm(features, (1, 1), dtype=self.dtype, name=name)
-            else:
-                conv = GroupedPointwise(features, self.groups, self.dtype, name=name)
-            return conv(y, train=train)
+            options = {"groups": self.groups, "dtype": self.dtype}
+            return ConvBatchNorm(features, (1, 1), **options, name=name)(y, train=train)
 
         y = nn.relu(pointwise("reduce", x, self.features // 4))
         y = channel_shuffle(y, self.groups)
@@ -212,17 +166,13 @@ class SpatialPyramidPooling(nn.Module):
         size, channels = x.shape[1:3], x.shape[-1]
         maps = [x]
         for n in BINS:
-            pooled = ConvBatchNorm(
-                channels // len(BINS),
-                (1, 1),
-                activation=nn.relu,
-                dtype=self.dtype,
-                name=f"pool{n}",
+            pooled = ConvBatchNormReLU(
+                channels // len(BINS), (1, 1), dtype=self.dtype, name=f"pool{n}"
             )(adaptive_avg_pool(x, (n, n)), train=train)
             maps.append(resize_bilinear(pooled, size, self.align_corners))
-        return ConvBatchNorm(
-            channels, (1, 1), activation=nn.relu, dtype=self.dtype, name="project"
-        )(jnp.concatenate(maps, axis=-1), train=train)
+        return ConvBatchNormReLU(channels, (1, 1), dtype=self.dtype, name="project")(
+            jnp.concatenate(maps, axis=-1), train=train
+        )
 
 
 class FastSCNNBackbone(nn.Module):
@@ -295,7 +245,7 @@ class FeatureFusion(nn.Module):
         self, shallow: Float[Array, "b h w c"], deep: Float[Array, "b _ _ c2"], *, train: bool
     ) -> Float[Array, "b h w 128"]:
         deep = resize_bilinear(deep, shallow.shape[1:3], self.align_corners)
-        deep = ConvBatchNorm(None, (3, 3), activation=nn.relu, dtype=self.dtype, name="depthwise")(
+        deep = ConvBatchNormReLU(None, (3, 3), dtype=self.dtype, name="depthwise")(
             deep, train=train
         )
         deep = ConvBatchNorm(FEATURES, (1, 1), use_bias=True, dtype=self.dtype, name="deep")(
@@ -325,13 +275,8 @@ class Classifier(nn.Module):
         x = DepthwiseSeparableConv(FEATURES, dtype=self.dtype, name="dsconv1")(x, train=train)
         x = DepthwiseSeparableConv(FEATURES, dtype=self.dtype, name="dsconv2")(x, train=train)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return Conv(
-            self.num_classes,
-            self.kernel_size,
-            kernel_init=kaiming_normal_fan_out,
-            dtype=self.dtype,
-            name="conv",
-        )(x)
+        options = {"kernel_init": kaiming_normal_fan_out, "dtype": self.dtype}
+        return Conv(self.num_classes, self.kernel_size, **options, name="conv")(x)
 
 
 class FastSCNN(nn.Module):

@@ -27,7 +27,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from rtseg_jax.base.labels import IGNORE
-from rtseg_jax.models.zoo.ddrnet import Head, NormReLUConv, layer, pyramid_scales, stem
+from rtseg_jax.models.zoo.ddrnet import Head, NormReLUConv, Pyramid, layer, stem
 from rtseg_jax.models.zoo.resnet import BasicBlock, Bottleneck
 from rtseg_jax.nn import losses
 from rtseg_jax.nn.conv import ConvBatchNorm
@@ -58,32 +58,15 @@ class PixelAttentionFusion(nn.Module):
         return (1 - weight) * x + weight * resize_bilinear(y, size)
 
 
-class ParallelAggregationPyramid(nn.Module):
-    """Parallel Aggregation Pyramid Pooling Module, PAPPM (Section 3.3): DAPPM with all its scales refined at once.
+class ParallelAggregationPyramid(Pyramid):
+    """Parallel Aggregation Pyramid Pooling Module, PAPPM (Section 3.3): DAPPM with all its scales refined at once."""
 
-    Attributes:
-        width: Channels of a scale.
-        features: Channels of the output.
-    """
-
-    width: int
-    features: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], *, train: bool
-    ) -> Float[Array, "b h w features"]:
-        first, *scales = pyramid_scales(x, self.width, self.dtype, train)
-        n = len(scales)
-        scales = NormReLUConv(n * self.width, 3, groups=n, dtype=self.dtype, name="process")(
-            jnp.concatenate([first + scale for scale in scales], axis=-1), train=train
-        )
-        merged = NormReLUConv(self.features, dtype=self.dtype, name="compress")(
-            jnp.concatenate([first, scales], axis=-1), train=train
-        )
-        shortcut = NormReLUConv(self.features, dtype=self.dtype, name="shortcut")
-        return merged + shortcut(x, train=train)
+    def refined(self, first: Array, others: list[Array], train: bool) -> list[Array]:
+        """The map's own scale, and the others by one convolution in groups."""
+        n = len(others)
+        process = NormReLUConv(n * self.width, 3, groups=n, dtype=self.dtype, name="process")
+        sums = jnp.concatenate([first + scale for scale in others], axis=-1)
+        return [first, process(sums, train=train)]
 
 
 class LightBoundaryFusion(nn.Module):

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from rtseg_jax.nn.blocks import add_relu
-from rtseg_jax.nn.conv import ConvBatchNorm
+from rtseg_jax.nn.conv import ConvBatchNorm, ConvBatchNormReLU
 from rtseg_jax.nn.pool import max_pool
 
 BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -45,14 +45,9 @@ class BasicBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], *, train: bool
     ) -> Float[Array, "b h2 w2 features"]:
-        y = ConvBatchNorm(
-            self.features,
-            (3, 3),
-            self.strides,
-            activation=nn.relu,
-            dtype=self.dtype,
-            name="conv1",
-        )(x, train=train)
+        y = ConvBatchNormReLU(self.features, (3, 3), self.strides, dtype=self.dtype, name="conv1")(
+            x, train=train
+        )
         y = ConvBatchNorm(self.features, (3, 3), dtype=self.dtype, name="conv2")(y, train=train)
         return _add_shortcut(x, y, self.strides, self.dtype, train, self.relu)
 
@@ -73,17 +68,10 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 c2"]:
-        y = ConvBatchNorm(
-            self.features, (1, 1), activation=nn.relu, dtype=self.dtype, name="conv1"
-        )(x, train=train)
-        y = ConvBatchNorm(
-            self.features,
-            (3, 3),
-            self.strides,
-            activation=nn.relu,
-            dtype=self.dtype,
-            name="conv2",
-        )(y, train=train)
+        y = ConvBatchNormReLU(self.features, (1, 1), dtype=self.dtype, name="conv1")(x, train=train)
+        y = ConvBatchNormReLU(self.features, (3, 3), self.strides, dtype=self.dtype, name="conv2")(
+            y, train=train
+        )
         y = ConvBatchNorm(self.expansion * self.features, (1, 1), dtype=self.dtype, name="conv3")(
             y, train=train
         )
@@ -113,9 +101,7 @@ class ResNet(nn.Module):
     ) -> dict[int, Float[Array, "b _ _ _"]]:
         """Returns the stages' outputs at output strides 4, 8, 16 and 32."""
         block = BasicBlock if self.depth == 18 else Bottleneck
-        x = ConvBatchNorm(64, (7, 7), (2, 2), activation=nn.relu, dtype=self.dtype, name="stem")(
-            image, train=train
-        )
+        x = ConvBatchNormReLU(64, (7, 7), (2, 2), dtype=self.dtype, name="stem")(image, train=train)
         x = max_pool(x, (3, 3), (2, 2), (1, 1))
         features = {}
         for stage, blocks in enumerate(BLOCKS[self.depth], start=1):

@@ -21,14 +21,8 @@ class StagePooling(nn.Module):
     def __call__(self, features: Maps, *, train: bool) -> Float[Array, "b h w 128"]:
         maps = []
         for i, x in enumerate(features, start=1):
-            x = Conv(
-                FEATURES,
-                (1, 1),
-                use_bias=False,
-                kernel_init=kaiming_normal_fan_out,
-                dtype=self.dtype,
-                name=f"conv{i}",
-            )(x)
+            options = {"kernel_init": kaiming_normal_fan_out, "dtype": self.dtype}
+            x = Conv(FEATURES, (1, 1), use_bias=False, **options, name=f"conv{i}")(x)
             x = ChainedResidualPooling(FEATURES, dtype=self.dtype, name=f"pooling{i}")(x)
             maps.append(resize_bilinear(x, features[0].shape[1:3]))
         return nn.relu(sum(maps))

@@ -14,6 +14,8 @@ Readings (where the authors' public code, whose weights are those to be had, dif
     border of stride 4 by itself does not, in float32 as there, and so adds nothing. Ignored pixels are one class more.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,16 +23,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from rtseg_jax.nn import losses
-from rtseg_jax.nn.conv import Conv, ConvBatchNorm
-from rtseg_jax.nn.pool import avg_pool
+from rtseg_jax.nn.conv import Conv, ConvBatchNorm, ConvBatchNormReLU
+from rtseg_jax.nn.pool import avg_pool, global_avg_pool
 from rtseg_jax.nn.resize import resize_nearest
 
 STAGES = (256, 512, 1024)  # channels at output strides 8, 16 and 32
-CONTEXT, FUSION, HEAD = (
-    128,
-    256,
-    64,
-)  # channels of the context path, after the fusion, in training heads
+# Channels of the context path, after the fusion, in training heads.
+CONTEXT, FUSION, HEAD = 128, 256, 64
 
 fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
@@ -52,12 +51,8 @@ class ShortTermDenseConcatenate(nn.Module):
         self, x: Float[Array, "b h w c"], *, train: bool
     ) -> Float[Array, "b h2 w2 features"]:
         def conv(name, x, share, size):
-            return ConvBatchNorm(
-                self.features // share,
-                (size, size),
-                activation=nn.relu,
-                dtype=self.dtype,
-                name=name,
+            return ConvBatchNormReLU(
+                self.features // share, (size, size), dtype=self.dtype, name=name
             )(x, train=train)
 
         x = first = conv("conv1", x, 2, 1)
@@ -86,9 +81,9 @@ class STDC(nn.Module):
         """Returns the stages by output stride: 8 (256 channels), 16 (512), 32 (1024)."""
         x = image
         for i, channels in enumerate((32, 64)):
-            x = ConvBatchNorm(
-                channels, strides=(2, 2), activation=nn.relu, dtype=self.dtype, name=f"layer{i}"
-            )(x, train=train)
+            x = ConvBatchNormReLU(channels, strides=(2, 2), dtype=self.dtype, name=f"layer{i}")(
+                x, train=train
+            )
         maps, layer = {}, 2
         for stage, (channels, repeats) in enumerate(zip(STAGES, self.repeats, strict=True)):
             for i in range(repeats):
@@ -100,32 +95,16 @@ class STDC(nn.Module):
         return maps
 
 
-def _mean(x):
-    return jnp.mean(x, (1, 2), keepdims=True, dtype=jnp.float32)
-
-
 def _conv(module, name, x, features, size, train, activation=nn.relu):
     """The decoder's convolution with its norm."""
-    return ConvBatchNorm(
-        features,
-        (size, size),
-        activation=activation,
-        kernel_init=fan_in_normal,
-        dtype=module.dtype,
-        name=name,
-    )(x, train=train)
+    options = {"activation": activation, "kernel_init": fan_in_normal, "dtype": module.dtype}
+    return ConvBatchNorm(features, (size, size), **options, name=name)(x, train=train)
 
 
 def _pointwise(module, name, x, features):
     """The decoder's 1x1 convolution without a norm, and without a bias."""
-    return Conv(
-        features,
-        (1, 1),
-        use_bias=False,
-        kernel_init=fan_in_normal,
-        dtype=module.dtype,
-        name=name,
-    )(x)
+    options = {"use_bias": False, "kernel_init": fan_in_normal, "dtype": module.dtype}
+    return Conv(features, (1, 1), **options, name=name)(x)
 
 
 class AttentionRefinement(nn.Module):
@@ -136,7 +115,7 @@ class AttentionRefinement(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w 128"]:
         x = _conv(self, "conv", x, CONTEXT, 3, train)
-        return x * _conv(self, "attention", _mean(x), CONTEXT, 1, train, jax.nn.sigmoid)
+        return x * _conv(self, "attention", global_avg_pool(x), CONTEXT, 1, train, jax.nn.sigmoid)
 
 
 class ContextPath(nn.Module):
@@ -149,7 +128,7 @@ class ContextPath(nn.Module):
         self, maps: dict[int, Float[Array, "b _ _ _"]], *, train: bool
     ) -> tuple[Float[Array, "b h8 w8 128"], Float[Array, "b h16 w16 128"]]:
         """Returns the path's maps at output strides 8 and 16."""
-        x = _conv(self, "mean", _mean(maps[32]), CONTEXT, 1, train)
+        x = _conv(self, "mean", global_avg_pool(maps[32]), CONTEXT, 1, train)
         outputs = []
         for stride in (32, 16):
             x = x + AttentionRefinement(self.dtype, name=f"refine{stride}")(
@@ -172,7 +151,7 @@ class FeatureFusion(nn.Module):
     ) -> Float[Array, "b h w 256"]:
         x = jnp.concatenate([spatial, context], axis=-1)
         x = _conv(self, "conv", x, FUSION, 1, train)
-        weight = nn.relu(_pointwise(self, "reduce", _mean(x), FUSION // 4))
+        weight = nn.relu(_pointwise(self, "reduce", global_avg_pool(x), FUSION // 4))
         return x * jax.nn.sigmoid(_pointwise(self, "expand", weight, FUSION)) + x
 
 
@@ -268,30 +247,22 @@ def loss(
     outputs: dict[str, Float[Array, "b _ _ _"]],
     batch: dict[str, Array],
     *,
-    class_weights: tuple[float, ...] | None,
-    threshold: float,
-    min_kept: float,
-    aux_weight: float,
     detail_weight: float,
+    **options: Any,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """OHEM cross-entropies of three heads, and the two losses of the details (Section 3.3).
 
     Args:
         outputs: What the network returned under train=True.
         batch: "label" [b, h, w] int32 train ids, 255 = ignore.
-        class_weights: One weight per class, or None.
-        threshold: Pixels whose true class is at most this sure are kept.
-        min_kept: OHEM's lower bound, as a fraction of the batch's pixels.
-        aux_weight: Of the two heads on the context path.
         detail_weight: Of both losses of the details.
+        **options: Those of losses.auxiliary_loss().
 
     Returns:
         The loss and its terms by name, before their weights.
     """
-    given = {"threshold": threshold, "min_kept": min_kept}
     scores = {name: value for name, value in outputs.items() if name != "detail"}
-    terms = losses.mined(scores, batch["label"], class_weights, **given)
-    main = terms.pop("logits")
+    value, terms = losses.auxiliary_loss(scores, batch, **options)
     entropy, dice = detail_losses(outputs["detail"], batch["label"])
-    value = main + aux_weight * sum(terms.values()) + detail_weight * (entropy + dice)
-    return value, {"loss": value, "main": main, **terms, "detail": entropy, "dice": dice}
+    value = value + detail_weight * (entropy + dice)
+    return value, {**terms, "loss": value, "detail": entropy, "dice": dice}

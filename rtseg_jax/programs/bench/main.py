@@ -49,13 +49,8 @@ from rtseg_jax.programs.shared.command_line import Flags, Given, Program
 from rtseg_jax.weights import torch_files
 
 MODES = ("throughput", "latency", "e2e", "train")
-
-
 DTYPES = ("float32", "bfloat16", "float16")
-
-
 TORCH_VARIANTS = ("eager", "channels_last", "folded", "compile", "cuda_graph")
-
 
 DEFAULT_TORCH = {
     ("cpu", True): ("eager", "channels_last"),
@@ -63,7 +58,6 @@ DEFAULT_TORCH = {
     ("gpu", True): ("eager", "channels_last", "cuda_graph"),
     ("gpu", False): ("channels_last", "cuda_graph"),
 }  # (device, float32)
-
 
 # glibc gives large blocks back to the kernel on every free, and the page faults of getting them again cost any
 # framework up to 1.7 times the call.
@@ -73,21 +67,17 @@ MALLOC = {
     "MALLOC_TOP_PAD_": "67108864",
 }
 
-
 # Fraction of the pixels on which two rivals must name the same class.
 AGREEMENT = {"float32": 0.999, "tf32": 0.98, "bfloat16": 0.9, "float16": 0.9}
 
-
 # And how far beyond chance: random weights may give nearly all pixels to one class, and any map would agree on them.
 KAPPA = 0.8
-
 
 # What makes two lines figures of the same thing; the later line counts.
 IDENTITY = (
     *("model", "backend", "variant", "flags", "height", "width", "batch", "num_classes"),
     *("dtype", "mode", "platform", "device", "tf32"),
 )
-
 
 # Files of the package on which a figure depends.
 CODE = (

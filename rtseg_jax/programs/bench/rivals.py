@@ -23,33 +23,18 @@ from typing import Any
 import numpy as np
 
 from rtseg_jax.programs.bench.clock import Foreign, Rival, calibrate, cpus, time_round
+from rtseg_jax.programs.shared.frames import smooth_frames
 
 MEAN, STD = (105.0, 105.0, 105.0), (60.0, 60.0, 60.0)  # RGB, in units of [0, 255]
-
-
 BUFFERS = 4  # that take turns, so that no call finds its input in a cache by luck
-
-
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-4
-
-
 Request = dict[str, Any]
 
 
-def smooth_frames(request: Request) -> list[np.ndarray]:
-    """Random uint8 frames [b, h, w, 3] that vary slowly: of noise, the classes of neighbouring pixels are a toss-up."""
-    rng = np.random.default_rng(1)
-
-    def hats(size: int, knots: int) -> np.ndarray:
-        at = np.linspace(0, knots - 1, size)[:, None]
-        return np.maximum(0, 1 - np.abs(at - np.arange(knots)))
-
-    rows, columns = hats(request["height"], 6), hats(request["width"], 8)
-    coarse = rng.uniform(0, 255, (BUFFERS, request["batch"], 6, 8, 3))
-    return [
-        np.ascontiguousarray(np.einsum("hi,bijc,wj->bhwc", rows, grid, columns).astype(np.uint8))
-        for grid in coarse
-    ]
+def frames_of(request: Request) -> list[np.ndarray]:
+    """As many batches of frames, uint8 [b, h, w, 3], as take turns."""
+    size = request["height"], request["width"]
+    return np.split(smooth_frames(BUFFERS * request["batch"], size, seed=1), BUFFERS)
 
 
 def training_data(request: Request) -> tuple[list[np.ndarray], list[np.ndarray], list[float]]:
@@ -125,7 +110,7 @@ def jax_inference(request: Request) -> Rival:
     )
     put = functools.partial(jax.device_put, device=device)
     about = {**_jax_about(device), "temporary_bytes": frozen.temporary_bytes}
-    inputs = [put(frames) for frames in smooth_frames(request)]
+    inputs = [put(frames) for frames in frames_of(request)]
     jax.block_until_ready(inputs)
     return Rival(inputs, frozen, jax.block_until_ready, put, np.asarray, about)
 
@@ -276,7 +261,7 @@ def torch_inference(request: Request) -> Rival:
 
     program, device = torch_program(request)
     on_gpu = device.type == "cuda"
-    inputs = [torch.from_numpy(frames).to(device) for frames in smooth_frames(request)]
+    inputs = [torch.from_numpy(frames).to(device) for frames in frames_of(request)]
     call = torch.inference_mode()(program)
     if on_gpu:
         before = torch.cuda.memory_allocated()
@@ -383,7 +368,7 @@ def export(request: Request) -> dict[str, Any]:
     import torch
 
     program, _ = torch_program({**request, "device": "cpu", "variant": "eager"})
-    frames = torch.from_numpy(smooth_frames(request)[0])
+    frames = torch.from_numpy(frames_of(request)[0])
     start = time.perf_counter()
     torch.onnx.export(program, (frames,), request["path"], dynamo=True, external_data=False)
     return {"export_seconds": round(time.perf_counter() - start, 2)}
@@ -406,7 +391,7 @@ def onnxruntime_inference(request: Request) -> Rival:
     }
     same = lambda array: array  # noqa: E731
     return Rival(
-        smooth_frames(request),
+        frames_of(request),
         lambda frames: session.run(None, {name: frames})[0],
         lambda _: None,
         same,
@@ -535,7 +520,7 @@ def _answers(requests: Any) -> Any:
     rival = _build(request)
     calls = calibrate(rival, request["seconds"])
     yield rival.about
-    frames = [] if request["train"] else smooth_frames(request)
+    frames = [] if request["train"] else frames_of(request)
     for line in requests:
         asked = json.loads(line)
         if asked["do"] == "classes":

@@ -5,11 +5,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rtseg_jax.base.extras import optional
 from rtseg_jax.models import published
 from rtseg_jax.programs.shared import tables
 
 BACKENDS = ("jax", "torch", "onnxruntime")
-
 
 # The row of a network in its paper's tables of speed. EACNet's Tables 1 and 3 print no size; Table 4 has the same
 # networks and figures at 512x1024.
@@ -29,14 +29,10 @@ PAPER_ROWS = {
     "asap": ("ASAP", "ASAP"),
 }
 
-
 UNPRINTED_SIZE = {("EACNet", "1"): (512, 1024), ("EACNet", "3"): (512, 1024)}
-
 
 # Part of the machine's processor time that other processes may have had before the tables warn.
 FOREIGN = 0.05
-
-
 Record = dict[str, Any]
 
 
@@ -153,19 +149,15 @@ def picture(lines: Sequence[Record], path: pathlib.Path) -> None:
     Raises:
         ValueError: matplotlib is missing, or there is no figure of throughput.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError(
-            "--picture takes matplotlib; install it with: pip install 'rtseg_jax[bench]'"
-        ) from None
+    figures, agg = (
+        optional(f"matplotlib.{part}", "bench") for part in ("figure", "backends.backend_agg")
+    )
     lines = [line for line in lines if line["mode"] == "throughput" and "ms" in line]
     groups = _group(lines, "device", "dtype", "batch", "height", "width")
     if not groups:
         raise ValueError("no line of throughput to draw; measure with --mode=throughput first")
-    figure = Figure(figsize=(15, 4.5 * len(groups)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.Figure(figsize=(15, 4.5 * len(groups)), layout="constrained")
+    agg.FigureCanvasAgg(figure)
     axes = figure.subplots(len(groups), 3, squeeze=False)
     for row, ((device, dtype, batch, height, width), group) in zip(
         axes, groups.items(), strict=True

@@ -49,11 +49,7 @@ from rtseg_jax.programs.shared.process import prepare_process
 
 IMAGE_ENDINGS = (*files.IMAGE_ENDINGS, ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 UNREAD = (".heic", ".heif", ".avif", ".jxl", ".psd", ".svg")  # images that are not
-
-
 KINDS = ("ids", "masks", "overlays")
-
-
 MANY_SIZES = 8  # from here on, --multiple is worth a hint
 
 
@@ -161,7 +157,6 @@ def predict_images(
     *,
     given: Callable[[Pair], Pair] = as_it_is,
     kinds: Sequence[str] = KINDS,
-    num_workers: int | None = None,
 ) -> tuple[Clock, list[str]]:
     """Writes the ids, masks and overlays of images, which are read and written in threads.
 
@@ -172,7 +167,6 @@ def predict_images(
         output: Folder that gets a folder for each kind.
         given: (h, w) of a frame -> that which the network is compiled for, as of evaluate.View.
         kinds: What is wanted of "ids", "masks" and "overlays".
-        num_workers: Threads to read, and to write; None for as many as there are CPU cores.
 
     Returns:
         What it took, and a line for every file that could not be used.
@@ -216,11 +210,10 @@ def predict_images(
         except OSError as error:
             problems.append(f"{path}: its results cannot be written ({one_line(error)})")
 
-    workers = num_workers or os.cpu_count() or 1
     network = timed(classes, clock, given)
     start = time.perf_counter()
-    reading = ahead((functools.partial(read_frame, path) for _, path, _ in work), workers)
-    with contextlib.closing(reading), behind(workers) as submit:
+    reading = ahead((functools.partial(read_frame, path) for _, path, _ in work), None)
+    with contextlib.closing(reading), behind(None) as submit:
         bar = tqdm(work, unit="image", disable=None)
         for (_, path, target), future in zip(bar, reading, strict=True):
             try:
@@ -330,7 +323,6 @@ def main(given: Given, inputs: list[str]) -> int:
     if not kinds or not set(kinds) <= set(KINDS):
         raise ValueError(f"--write={','.join(kinds)}: choose of {', '.join(KINDS)}")
     view = {name: getattr(given, name) for name in ("size", "multiple", "max_pixels", "dtype")}
-    check_folder(given.output, "output")
     place = given.network or next(iter(networks.shipped()), None)
     if place is None:
         raise ValueError("give --network=...: no network comes with this package")

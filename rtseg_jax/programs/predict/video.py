@@ -21,8 +21,6 @@ from rtseg_jax.inference import pictures
 from rtseg_jax.programs.predict.timing import Clock, as_it_is, timed
 
 VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv")
-
-
 _BT601, _LIMITED_RANGE = 6, 1  # as H.264 numbers them
 
 

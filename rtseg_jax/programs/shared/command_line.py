@@ -20,10 +20,9 @@ from absl import flags as absl_flags
 from absl import logging
 
 from rtseg_jax.base.files import absolute, one_line
+from rtseg_jax.base.sizes import OWN, Pair
 
 Given = types.SimpleNamespace
-Pair = tuple[int, int]
-OWN = "own"  # as a size: each frame's own
 
 
 class Flags:
