@@ -7,6 +7,7 @@ import ml_collections
 from ml_collections import config_dict
 
 DATASETS = ("cityscapes", "camvid", "streets")
+PIXELS = {"camvid": 360 * 480, "nyuv2": 480 * 640}
 
 
 def parse(argument: str | None, **choices: tuple[str, ...]) -> dict[str, str]:
@@ -67,6 +68,8 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
     # (h, w) that the network sees; None = the frames'
     config.eval.size = config_dict.placeholder(tuple)
     config.eval.align_corners = False  # how frames and scores are resized
+    # Of the data's frames. Prediction shrinks larger ones, which it would see at another scale than it has learnt.
+    config.eval.max_pixels = PIXELS.get(dataset, 1024 * 2048)
     return config
 
 

@@ -228,6 +228,7 @@ _ALLOWED = {
     "eval.batch_size": ("1 or more", _COUNT),
     "eval.overlays": ("0 or more", _whole(0)),
     "eval.multiple": ("0 or more", _whole(0)),
+    "eval.max_pixels": ("1024 or more", _whole(1024)),
     "eval.size": ("None, or (h, w) in pixels", _maybe(_SIZE)),
 }
 

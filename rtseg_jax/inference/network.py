@@ -106,7 +106,8 @@ class View:
             antialiased filter. None leaves it as it is.
         size: (h, w) that the program resizes it to, bilinear; None as `seen` says.
         multiple: Before the program it is padded to multiples of so many pixels; 1 for no padding.
-        max_pixels: The program shrinks frames of more that neither size is named for.
+        max_pixels: The program shrinks frames of more that neither size is named for; of more than four times as many,
+            Pillow's filter does so first.
     """
 
     resized: Pair | None = None
@@ -122,8 +123,20 @@ class View:
 
     def given(self, frame: Pair) -> Pair:
         """(h, w) in which a frame of (h, w) is given to the program; each of them is compiled for."""
-        h, w = self.resized or frame
+        h, w = self.brought(frame)
         return h + -h % self.multiple, w + -w % self.multiple
+
+    def brought(self, frame: Pair) -> Pair:
+        """(h, w) that a frame of (h, w) is brought to by Pillow's filter, before the program and its padding."""
+        if self.resized or self.size or math.prod(frame) <= 4 * self.max_pixels:
+            return self.resized or frame
+        return self._shrunk(frame, 4 * self.max_pixels)
+
+    @staticmethod
+    def _shrunk(frame: Pair, pixels: int) -> Pair:
+        shrink = min(1.0, math.sqrt(pixels / math.prod(frame)))
+        h, w = (max(MIN_SIDE, round(shrink * side)) for side in frame)
+        return h, w
 
     def seen(self, given: Pair) -> Pair:
         """(h, w) that the network sees of what the program is given."""
@@ -131,16 +144,14 @@ class View:
             return self.size
         if self.resized is not None:
             return given
-        shrink = min(1.0, math.sqrt(self.max_pixels / math.prod(given)))
-        h, w = (max(MIN_SIDE, round(shrink * side)) for side in given)
-        return h, w
+        return self._shrunk(given, self.max_pixels)
 
 
 def view(
     config: ConfigDict,
     size: Pair | str | None = None,
     multiple: int | None = None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
 ) -> View:
     """How frames come to a run's network.
 
@@ -148,14 +159,14 @@ def view(
         config: The run's config.
         size: (h, w) that it sees; OWN for the frames' own; None as the run was evaluated.
         multiple: Pads to multiples of so many pixels, 0 or 1 never; None as the run was evaluated.
-        max_pixels: Larger frames are shrunk where no size is named.
+        max_pixels: Larger frames are shrunk where no size is named; None as the config says.
     """
     named = config.eval.size if size is None else size
     return View(
         resized=config.input.size if size is None else None,
         size=None if named == OWN else named,
         multiple=max(1, config.eval.get("multiple", 0) if multiple is None else multiple),
-        max_pixels=max_pixels,
+        max_pixels=max_pixels or config.eval.get("max_pixels", MAX_PIXELS),
     )
 
 
@@ -278,7 +289,7 @@ class Network:
         size: Pair | str | None = None,
         *,
         multiple: int | None = None,
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: int | None = None,
         dtype: str | None = None,
         quiet: bool = False,
     ) -> "Network":
@@ -319,7 +330,7 @@ class Network:
         """
         frames = as_frames(image)
         size = frames.shape[-3:-1]
-        h, w = self.sees.resized or size
+        h, w = self.sees.brought(size)
         bottom, right = np.subtract(self.sees.given(size), (h, w))
         resized = [spec.resize_image(f, (h, w)) for f in frames.reshape(-1, *frames.shape[-3:])]
         padded = np.pad(resized, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")

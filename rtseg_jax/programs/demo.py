@@ -145,7 +145,7 @@ class Prediction:
 def predictor(
     *,
     size: Pair | str | None = None,
-    max_pixels: int = networks.MAX_PIXELS,
+    max_pixels: int | None = None,
     dtype: str = "float32",
 ) -> Callable[..., Prediction]:
     """A function (workdir, step, frame, calls=CALLS) -> Prediction that threads may call; they take turns.
@@ -154,7 +154,7 @@ def predictor(
 
     Args:
         size: (h, w) that networks see; "own" for the frames' own; None as their runs were evaluated.
-        max_pixels: Larger frames are shrunk for the network.
+        max_pixels: Larger frames are shrunk for the network; None as their configs say.
         dtype: The type that is computed in.
     """
     turn = threading.Lock()
@@ -547,7 +547,7 @@ def define(flags: Flags) -> None:
     flags.switch("open", "Open the page in a browser.")
     flags.size("that the network sees, or 'own'; as evaluated if not given.")
     flags.count(
-        "max_pixels", "Larger frames are shrunk for the network.", networks.MAX_PIXELS, low=1024
+        "max_pixels", "Larger frames are shrunk for it; the config's if not given.", None, low=1024
     )
     flags.choice("dtype", "The type that is computed in.", "float32", ["float32", "bfloat16"])
 

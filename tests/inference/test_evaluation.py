@@ -144,6 +144,7 @@ def test_sizes_and_scales_as_they_are_written(parse, given, found):
         # input.size, eval.size and eval.multiple of the run; frames of 90x70
         ((None, None, 0), {}, (90, 70), (90, 70)),
         ((None, None, 0), {"max_pixels": 1575}, (90, 70), (45, 35)),
+        ((None, None, 0), {"max_pixels": 1024}, (73, 56), (37, 32)),
         ((None, None, 32), {}, (96, 96), (96, 96)),
         ((None, None, 32), {"multiple": 0}, (90, 70), (90, 70)),
         ((None, (48, 96), 0), {}, (90, 70), (48, 96)),
@@ -159,6 +160,15 @@ def test_frames_come_to_the_network_as_evaluated_or_as_asked_for(evaluated, opti
     sizes = dict(zip(("input__size", "eval__size", "eval__multiple"), evaluated, strict=True))
     view = networks.view(tiny_run.override(settings.load("fast_scnn:smoke"), sizes), **options)
     assert (view.given((90, 70)), view.seen(view.given((90, 70)))) == (given, seen)
+
+
+def test_a_network_of_small_frames_sees_large_ones_small():
+    """As the config of CamVid says; a config of before that is silent sees up to a frame of Cityscapes."""
+    config = settings.load("eacnet:dabnet,camvid")
+    assert networks.view(config).seen((720, 960)) == (360, 480)
+    with config.unlocked():
+        del config.eval.max_pixels
+    assert networks.view(config).seen((720, 960)) == (720, 960)
 
 
 # What is refused before the work

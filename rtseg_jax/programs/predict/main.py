@@ -9,9 +9,10 @@ is searched for images and videos with all below it; a number is a camera, until
 
 Frames of any size are taken, and a class map has its frame's size. What the network sees is, in this order: --size;
 what it was evaluated on, where the run's config names a size; the frame itself, shrunk in its shape where it has more
-than --max_pixels, enlarged where a side is below 32 pixels. This resizing is part of the compiled program, but for the
-config's input.size: to it frames are brought as the run's data were, by Pillow's antialiased filter before the program,
-and a pixel has the class of the nearest that the network saw. A program is made for one size of frames: images are
+than --max_pixels (without the flag, than the frames of its data set), enlarged where a side is below 32 pixels. This
+resizing is part of the compiled program, but for the config's input.size and for frames of more than four times
+--max_pixels: they are brought to it, or to these, by Pillow's antialiased filter before the program, and a pixel has the
+class of the nearest that the network saw. A program is made for one size of frames: images are
 taken in the order of their sizes, each size is compiled once, and how many there are is printed. --multiple=N pads
 frames to multiples of N pixels by their last row and column, so that many similar sizes share few programs; off by
 default, for it changes what the network sees near the border.
@@ -308,7 +309,7 @@ def define(flags: Flags) -> None:
     flags.path("output", "Folder of the results.", "predicted")
     flags.size("that the network sees, or 'own'; as evaluated if not given.")
     flags.count(
-        "max_pixels", "Larger frames are shrunk for the network.", networks.MAX_PIXELS, low=1024
+        "max_pixels", "Larger frames are shrunk for it; the config's if not given.", None, low=1024
     )
     flags.count("multiple", "Pads frames to multiples of so many pixels.", None, low=0)
     flags.choice("dtype", "The type that is computed in.", "float32", ["float32", "bfloat16"])
