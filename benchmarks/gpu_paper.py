@@ -440,7 +440,7 @@ class Case:
 
 
 SIZES = ((512, 1024), (1024, 1024))
-COMPARED = ("eacnet_dabnet", "eacnet_erfnet", "asap", "affnet", "carnet_mobilenet", "fast_scnn")
+COMPARED = ("eacnet_dabnet", "asap", "affnet", "fast_scnn")
 STEPS = ("eacnet:dabnet,camvid", "asap:cityscapes", "affnet:cityscapes", "carnet:mobilenet")
 CONFIGS = (
     *("eacnet:dabnet,camvid", "eacnet:erfnet,camvid", "eacnet:dabnet", "eacnet:erfnet"),
@@ -631,7 +631,7 @@ def in_paper(lines: dict[Case, dict[str, Any]]) -> str:
     ran = {
         line["net"]: line["us"]
         for line in map(json.loads, (HERE / "h200.jsonl").read_text().splitlines())
-        if (line.get("what"), line["source"], line["variant"]) == ("infer", "prototype", "opt")
+        if (line["what"], line["source"], line.get("variant")) == ("infer", "prototype", "opt")
     }
 
     def figures(line):
