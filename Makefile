@@ -2,7 +2,7 @@ PYTHON ?= python
 LATEST ?= python3.12
 DEVICE ?= cpu
 
-.PHONY: check check-all lint test smoke bench torture check-latest
+.PHONY: check check-all check-gpu lint test smoke bench torture check-latest
 
 check: lint test  ## what CI runs
 
@@ -15,6 +15,9 @@ test:
 
 check-all: lint  ## the tests that are marked slow, too
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile --durations=40 -m "slow or not slow"
+
+check-gpu:  ## what GPUs are given, in programs compiled without one: needs the extra gpu-compile, takes minutes
+	$(PYTHON) -m pytest -q -n 0 -m "slow or not slow" tests/test_gpu_compiled.py
 
 smoke:  ## two minutes of training without any data
 	$(PYTHON) -m rtseg_jax.main --config=configs/eacnet.py:streets --workdir=/tmp/rtseg_smoke

@@ -1,5 +1,5 @@
 """Operations that match PyTorch's and are fast on every device: NHWC, parameters in standard shapes.
 
-Every operation takes `impl`: "auto" picks the fastest formulation for the platform, "portable" is the plain
-lax form that exporters understand and tests compare with; `form.portable()` chooses it for a whole network.
+conv.py, norm.py, pool.py, resize.py and attention.py say what is computed; cpu.py and gpu.py have the forms in which each
+platform is fast, and forms.py how a platform gets its own.
 """

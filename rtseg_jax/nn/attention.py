@@ -40,7 +40,7 @@ def dot_product_attention(
     for observer in _observers:
         observer(query.shape, key.shape, value.shape)
     blocks = functools.partial(_in_blocks, scale=scale, block_size=block_size)
-    if not gpu.has_flash_attention(query.dtype):
+    if not gpu.has_flash_attention(query, value):
         return blocks(query, key, value)
     flash = functools.partial(gpu.flash_attention, scale=scale)
     return lax.platform_dependent(query, key, value, cuda=flash, default=blocks)

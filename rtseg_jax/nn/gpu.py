@@ -2,10 +2,12 @@
 
 A kernel that is started costs a GPU a few microseconds, and every array that passes between two kernels goes through its
 memory. So each form here is one loop, or as few as can be: a depth-wise convolution in place of cuDNN's, whose grouped
-ones are slow; sums that read an array once; attention in one kernel. benchmarks/gpu.md has what they amount to.
+ones are slow; sums that read an array once; attention in one kernel. benchmarks/h200.md and gpu_paper.md have what
+they amount to.
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -114,10 +116,22 @@ def _is_known(device: jax.Device, name: str, value: str | bool) -> bool:
     return True
 
 
-def has_flash_attention(dtype: jax.typing.DTypeLike) -> bool:
-    """Whether this process's first device has flash_attention(): an NVIDIA GPU from Ampere on, in bfloat16."""
-    capability = getattr(jax.local_devices()[0], "compute_capability", None)
-    return dtype == jnp.bfloat16 and capability is not None and float(capability) >= 8
+def compute_capability() -> tuple[int, int]:
+    """CUDA's, of this process's first device; (0, 0) for one that is no NVIDIA GPU."""
+    found = getattr(jax.local_devices()[0], "compute_capability", None)
+    numbers = re.fullmatch(r"(\d+)\.(\d+)", str(found))
+    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+
+
+def has_flash_attention(query: Array, value: Array) -> bool:
+    """Whether flash_attention() takes arrays like these here.
+
+    They are bfloat16, and have up to 128 channels on an NVIDIA GPU from Ampere on, up to 256 from Hopper on.
+    """
+    capability = compute_capability()
+    if query.dtype != jnp.bfloat16 or capability < (8, 0):
+        return False
+    return max(query.shape[-1], value.shape[-1]) <= (256 if capability >= (9, 0) else 128)
 
 
 def flash_attention(query: Array, key: Array, value: Array, scale: float) -> Array:

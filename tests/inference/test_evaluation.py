@@ -98,16 +98,17 @@ def test_the_class_of_the_highest_mean_probability(
     assert report["flip"] is flip and report["images"] == 3 and report["step"] == 7
 
 
-def test_plain_evaluation_is_the_frozen_networks_own_answer(run, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_plain_evaluation_is_the_frozen_networks_own_answer(run, tmp_path, dtype):
     config, model, variables, _ = networks.load_run(run)
     images, labels = images_and_labels(run)
-    frozen = infer.freeze(
-        model, variables, (2, 64, 128), mean=config.augment.mean, std=config.augment.std
-    )
+    given = {"mean": config.augment.mean, "std": config.augment.std, "dtype": jnp.dtype(dtype)}
+    frozen = infer.freeze(model, variables, (2, 64, 128), **given)
     padded = np.concatenate([images, 0 * images[:1]])
     classes = np.concatenate([frozen(padded[:2]), frozen(padded[2:])])[:3]
-    report = report_of(run, tmp_path)
+    report = report_of(run, tmp_path, dtype=dtype)
     np.testing.assert_array_equal(report["confusion"], confusion_of(labels, classes))
+    assert report["dtype"] == dtype
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """Blocked attention against its formula in torch."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
+from rtseg_jax.nn import gpu
 from rtseg_jax.nn.attention import dot_product_attention
 
 B, N, M, C, D = 2, 37, 9, 6, 4
@@ -76,3 +79,23 @@ def test_bfloat16_has_float32_scores_and_softmax():
     exact = dot_product_attention(*(a.astype(jnp.float32) for a in arrays))
     # bfloat16 scores near 100 would be off by 0.25, the weights by a quarter.
     np.testing.assert_allclose(y.astype(jnp.float32), exact, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("capability", "channels", "expected"),
+    [
+        ("7.5", 8, False),
+        ("8.0", 128, True),
+        ("8.9", 136, False),
+        ("9.0", 256, True),
+        ("12.0", 264, False),
+        ("gfx942", 8, False),
+        (None, 8, False),
+    ],
+)
+def test_which_gpus_have_attention_in_one_kernel(monkeypatch, capability, channels, expected):
+    device = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    narrow, wide = jnp.zeros((1, 4, 8), jnp.bfloat16), jnp.zeros((1, 4, channels), jnp.bfloat16)
+    assert gpu.has_flash_attention(narrow, wide) is expected
+    assert not gpu.has_flash_attention(narrow.astype(jnp.float32), wide)

@@ -2,6 +2,7 @@
 
 rtseg evaluate --workdir=RUN --split=test
 rtseg evaluate --workdir=RUN --scales=0.5,1.0,1.5 --flip
+rtseg evaluate --workdir=RUN --dtype=bfloat16
 rtseg evaluate --workdir=RUN --split=test --submission=DIR
 rtseg evaluate --network=dabnet.safetensors --config=dabnet:cityscapes --config.input.root=DIR
 
@@ -14,6 +15,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -57,6 +59,7 @@ def evaluate_run(
     size: Pair | str | None = None,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
+    dtype: str = "float32",
     submit: pathlib.Path | None = None,
     official: bool = False,
     max_bad: int | None = None,
@@ -76,6 +79,7 @@ def evaluate_run(
             resizes the files, config.eval.size what the network sees of them.
         scales: Factors of the size that the network sees. With several, a pixel gets the class with the highest mean probability.
         flip: Whether the mirrored frame counts too, with the same weight as the frame itself.
+        dtype: The type that is computed in, "float32" or "bfloat16".
         submit: Folder for the label ids of Cityscapes, at the files' own size, whatever size the network sees; it is
             checked and packed into an archive beside it.
         official: Evaluates them with cityscapesscripts too; they are in output/submission unless `submit` says.
@@ -116,6 +120,7 @@ def evaluate_run(
         seen=lambda frame: seen,
         scales=scales,
         flip=flip,
+        dtype=jnp.dtype(dtype),
         **settings.shown(config),
     )
     multiple = source.eval.get("multiple", 0)
@@ -149,6 +154,7 @@ def evaluate_run(
         "size": seen or dataset.size,
         "scales": scales,
         "flip": flip,
+        "dtype": dtype,
         "left_out": names,
     }
     print(
@@ -227,6 +233,7 @@ def define(flags: Flags) -> None:
     flags.size("that the network sees, or 'own'; the config's if not given.")
     flags.scales()
     flags.switch("flip", "Average over the mirrored frame too.")
+    flags.choice("dtype", "The type that is computed in.", "float32", ["float32", "bfloat16"])
     flags.path("submission", "New folder for Cityscapes' label ids; DIR.zip is for the server.")
     flags.count(
         "max_bad", "So many unreadable images are left out; the config's if not given.", None, low=0
@@ -251,6 +258,7 @@ def main(given: Given, _: list[str]) -> None:
         size=given.size,
         scales=given.scales,
         flip=given.flip,
+        dtype=given.dtype,
         submit=given.submission,
         official=given.official,
         max_bad=given.max_bad,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -85,6 +86,7 @@ def _examiner(run: runs.Run, root: str | None) -> tuple[Dataset, Callable[[Datas
         seen=lambda frame: size and tuple(size),
         scales=tuple(given.get("scales", (1.0,))),
         flip=given.get("flip", False),
+        dtype=jnp.dtype(given.get("dtype", "float32")),
         **settings.shown(config),
     )
     eval_step = evaluator.counting(classify, run.table.num_classes)

@@ -66,6 +66,8 @@ def _manner(run: runs.Run) -> list[str]:
         manner.append(f"seen at {_size(given['size'])}")
     if given.get("scales", [1.0]) != [1.0]:
         manner.append(f"scales {', '.join(f'{scale:g}' for scale in given['scales'])}")
+    if given.get("dtype", "float32") != "float32":
+        manner.append(f"computed in {given['dtype']}")
     if given.get("left_out"):
         manner.append(f"without {', '.join(given['left_out'])}, which could not be read")
     return [*manner, "mirrored too"] if given.get("flip") else manner
