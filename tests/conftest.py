@@ -13,15 +13,15 @@ os.environ["XLA_FLAGS"] = (
     + os.environ.get("XLA_FLAGS", "")
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Compiled code is shared by the tests of a run, those in child processes included.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".pytest_cache/jax")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import pytest
 
-# Compiled code is shared by the tests of a run, those in child processes included.
-_CACHE = pathlib.Path(__file__).resolve().parent.parent / ".pytest_cache" / "jax"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.devices()  # made now, with the flags above: a test may set others for its children
 
@@ -42,6 +42,17 @@ def _forget_compiled_programs():
     """They come back from the cache on disk; kept, they are gigabytes by the end of the suite."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def tiny_network():
+    """The variant "tiny" in the place of a network, in this process."""
+    from rtseg_jax import models
+    from tests import tiny
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.VARIANTS, "tiny", tiny.VARIANT)
+        yield
 
 
 CHROMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

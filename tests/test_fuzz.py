@@ -10,7 +10,6 @@ import warnings
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 import torch
@@ -22,10 +21,10 @@ from rtseg_jax.data import files, spec
 from rtseg_jax.inference import metrics
 from rtseg_jax.nn import losses
 from rtseg_jax.train import loop
-from tests import tiny_run
-from tests.train.test_reliability import compiled_once, tiny, tiny_variant  # noqa: F401
+from tests import tiny
 from tests.train.test_train import log
 
+pytestmark = pytest.mark.usefixtures("tiny_network")
 # The same examples in every run of the suite; RTSEG_FUZZ=20 takes twenty times as many, new ones each time.
 MORE = int(os.environ.get("RTSEG_FUZZ", "0"))
 
@@ -103,8 +102,8 @@ WRONG = [(name, value) for name, (_, bad) in OPTIONS.items() for value in bad]
 
 def run(folder, **overrides):
     """Two steps of the tiny network; returns the losses that were logged."""
-    config = ml_collections.ConfigDict(tiny(num_steps=2, eval__every_steps=2))
-    tiny_run.override(config, {k.replace(".", "__"): v for k, v in overrides.items()})
+    config = tiny.config(num_steps=2, eval__every_steps=2)
+    tiny.override(config, {k.replace(".", "__"): v for k, v in overrides.items()})
     loop.train_and_evaluate(config, str(folder / "run"))
     return [line["loss"] for line in log(folder / "run") if "loss" in line]
 

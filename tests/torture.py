@@ -99,7 +99,7 @@ COMBINATIONS = [
 ]
 
 
-def start(workdir, combination, cache):
+def start(workdir, combination, cache, config):
     """Starts a run (again) in a folder."""
     environment = {
         **os.environ,
@@ -109,7 +109,7 @@ def start(workdir, combination, cache):
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, "-m", "rtseg_jax.main", "--config=fast_scnn:smoke"]
+    command = [sys.executable, "-m", "rtseg_jax.main", f"--config={config}"]
     return subprocess.Popen(
         [*command, f"--workdir={workdir}", *combination.flags()],
         env=environment,
@@ -198,7 +198,7 @@ def _equal(a, b):
     return a is not None and b is not None and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
-def torture(folder, combination, kills, seed, cold=True):
+def torture(folder, combination, kills, seed, cold=True, config="fast_scnn:smoke"):
     """Kills runs of a combination until so many kills have landed.
 
     Args:
@@ -207,13 +207,14 @@ def torture(folder, combination, kills, seed, cold=True):
         kills: How many; a run that ends in between is compared, and another one begins.
         seed: Of the moments.
         cold: Whether the disturbed runs compile for themselves, or take what the undisturbed one compiled.
+        config: Of the runs, by name or file.
 
     Returns:
         How many landed at each moment, how many runs were compared, and the differences that were found.
     """
     rng = np.random.default_rng(seed)
     began = time.monotonic()
-    process = start(folder / "whole", combination, folder / "cache_of_whole")
+    process = start(folder / "whole", combination, folder / "cache_of_whole", config)
     for line in process.stdout:
         if is_step(line):
             break
@@ -224,13 +225,13 @@ def torture(folder, combination, kills, seed, cold=True):
     first = int(rng.integers(len(MOMENTS)))
     while True:
         workdir = folder / f"run{number}"
-        process = start(workdir, combination, cache)
+        process = start(workdir, combination, cache, config)
         if sum(landed.values()) < kills:
             moment = MOMENTS[(first + sum(landed.values())) % len(MOMENTS)]
             if kill_at(process, workdir, moment, rng, compile_seconds):
                 landed[moment] += 1
                 continue
-        finish(process if process.poll() is None else start(workdir, combination, cache))
+        finish(process if process.poll() is None else start(workdir, combination, cache, config))
         found += differences(folder / "whole", workdir)
         compared, number = compared + 1, number + 1
         if sum(landed.values()) >= kills:

@@ -47,25 +47,27 @@ def _normalise(x, scale, bias, slope, epsilon, about):
     and variance.
     """
 
-    def apply(x, scale, bias, slope):
+    def apply(x, scale, bias, slope, about):
         mean, var = lax.platform_dependent(
             x, about, cpu=lambda x, _: cpu.moments(x), default=gpu.moments
         )
         y = _prelu(_affine(x, mean, var, scale, bias, epsilon), slope).astype(x.dtype)
         return y, mean, var
 
-    def forward(x, scale, bias, slope):
-        y, mean, var = apply(x, scale, bias, slope)
+    def forward(x, scale, bias, slope, about):
+        y, mean, var = apply(x, scale, bias, slope, about)
         return (y, mean, var), (x, mean, lax.rsqrt(var + epsilon), scale, bias, slope)
 
     def backward(saved, cotangents):
-        return lax.platform_dependent(
+        gradients = lax.platform_dependent(
             *saved, cotangents[0], cpu=cpu.norm_gradients, default=gpu.norm_gradients
         )
+        return *gradients, None
 
+    # Closed over, what is traced outside would be out of reach for a backward pass that computes the layer again.
     differentiable = jax.custom_vjp(apply)
     differentiable.defvjp(forward, backward)
-    return differentiable(x, scale, bias, slope)
+    return differentiable(x, scale, bias, slope, about)
 
 
 def _batch_norm(module, x, slope, train):

@@ -161,6 +161,25 @@ def test_statistics_and_gradients_are_those_of_the_whole_sharded_batch(cls, plat
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.parametrize("cls", [BatchNorm, BatchNormPReLU])
+def test_a_layer_that_is_computed_again_has_the_same_gradient(cls, platform):
+    module, x = cls(EPSILON), jnp.asarray(normal(2, 3, 4, CHANNELS))
+    variables = filled(module, x)
+
+    def gradient(wrap):
+        def forward(params, batch_stats):
+            inputs = {"params": params, "batch_stats": batch_stats}
+            return module.apply(inputs, x, train=True, mutable=["batch_stats"])[0]
+
+        def loss(params, batch_stats):
+            return jnp.sum(jnp.sin(wrap(forward)(params, batch_stats)))
+
+        return jax.jit(jax.grad(loss))(variables["params"], variables["batch_stats"])
+
+    again, kept = gradient(jax.checkpoint), gradient(lambda function: function)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), again, kept)
+
+
 def test_a_shared_slope_has_the_sum_of_the_gradients():
     x, g = (jnp.asarray(normal(2, 3, 4, CHANNELS, seed=s)) for s in (0, 1))
     own, shared = (filled(BatchNormPReLU(EPSILON, shared=s), x) for s in (False, True))

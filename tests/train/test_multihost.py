@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rtseg_jax.base import config as settings
+from rtseg_jax import main
 from rtseg_jax.data import pipeline
 from rtseg_jax.weights import checkpoint
+from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUN = (
-    "--config=fast_scnn:smoke",
+    f"--config={tiny.FILE}",
     "--config.batch_size=4",
     "--config.num_steps=3",
     "--config.optim.lr=0.001",  # of this order: rounding, which differs with the devices, grows with it
@@ -131,7 +132,7 @@ def test_a_file_that_one_process_cannot_read_stops_both_and_costs_nothing(split,
         ),
         *("--config.input.num_eval=None", "--config.input.mode=streaming", "--config.log_every=2"),
     ]
-    order = pipeline.epoch_order(settings.load("fast_scnn:smoke").seed, 0, 8)
+    order = pipeline.epoch_order(tiny.config().seed, 0, 8)
     # Of the second step, and of the second process' half of it; of the evaluation, any.
     victim = root / "images" / split / f"{order[7] if split == 'train' else 5}.png"
     os.truncate(victim, 300)
@@ -178,17 +179,30 @@ time.sleep(5)
             ["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"],
             "--process_id=2 of 2 processes; they count from 0",
         ),
-        ([], "no cluster was recognised"),
     ],
 )
-def test_who_is_who_is_asked_in_one_line(flags, message, tmp_path):
+def test_who_is_who_is_asked_in_one_line(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(main, "prepare_process", lambda: None)
+    given = ["--config=eacnet:smoke", f"--workdir={tmp_path}/run", "--distributed", *flags]
+    assert main.PROGRAM.run(given) == 1
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_where_no_cluster_is_recognised(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "OMPI"))}
     done = subprocess.run(
-        [sys.executable, "-m", "rtseg_jax.main", *RUN, f"--workdir={tmp_path}/run", "--distributed"]
-        + flags,
+        [
+            sys.executable,
+            "-m",
+            "rtseg_jax.main",
+            *RUN,
+            f"--workdir={tmp_path}/run",
+            "--distributed",
+        ],
         env={**environment, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1
-    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert "no cluster was recognised" in done.stderr and done.stderr.count("\n") == 1

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,57 +22,25 @@ from rtseg_jax import data, models
 from rtseg_jax.base import config as settings
 from rtseg_jax.base import mesh
 from rtseg_jax.data import pipeline
-from rtseg_jax.models import flops
 from rtseg_jax.nn import losses
 from rtseg_jax.train import loop, step
 from rtseg_jax.train.guard import alone_in, make_workdir
 from rtseg_jax.weights import checkpoint
-from tests import tiny_run, torture
+from tests import tiny, torture
+from tests.networks import shapes
 from tests.train.test_train import assert_same_run, final_state, log, stopped_at
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-class Tiny(nn.Module):
-    """A network that compiles at once."""
-
-    num_classes: int
-    dropout: float = 0.0
-    norm: bool = True
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, image, *, train):
-        x = nn.Conv(8, (3, 3), (2, 2), dtype=self.dtype, name="conv")(image)
-        fixed = not (train and self.norm)
-        x = nn.BatchNorm(use_running_average=fixed, dtype=self.dtype, name="norm")(x)
-        x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
-        x = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="classifier")(x)
-        return {"logits": x.astype(jnp.float32)}
+pytestmark = pytest.mark.usefixtures("tiny_network")
+STEM = "['params']['backbone']['stem']['conv']['kernel']"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    """What compiles fast is kept on disk too: the same few programs serve all of these runs."""
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
-
-
-@pytest.fixture(autouse=True)
-def tiny_variant(monkeypatch):
-    variant = models.Variant(Tiny, {}, losses.segmentation_loss)
-    monkeypatch.setitem(models.VARIANTS, "tiny", variant)
-
-
-def tiny(**overrides):
-    """eacnet:smoke with that network, with dotted keys overridden."""
-    config = settings.load("eacnet:smoke")
-    given = {"model__name": "tiny", "num_steps": 8, "checkpoint_every": 2, "eval__every_steps": 8}
-    with config.unlocked():
-        config.model.options = {}
-    return tiny_run.override(config, {**given, **overrides})
+def eight_steps(**overrides):
+    """A config of the tiny network with a checkpoint at every second step, with dotted keys overridden."""
+    given = {"num_steps": 8, "checkpoint_every": 2, "eval__every_steps": 8, **overrides}
+    return tiny.config(**given)
 
 
 def run(config, workdir):
@@ -98,16 +65,18 @@ def steps_saved(workdir):
 def test_killed_at_random_and_started_again(tmp_path):
     """SIGKILL at three of the moments at which torture.py kills; the weights, logs and figures stay what they are."""
     combination = torture.Combination(devices=4, mode="resident", ema=True, dtype="float32")
-    landed, compared, found = torture.torture(tmp_path, combination, 3, None, cold=False)
+    landed, compared, found = torture.torture(
+        tmp_path, combination, 3, None, cold=False, config=tiny.FILE
+    )
     assert (landed.total(), found) == (3, []) and compared >= 1
 
 
 def test_torture_sees_what_differs(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        run(tiny(num_steps=2, seed=seed), tmp_path / name)
+        run(eight_steps(num_steps=2, seed=seed), tmp_path / name)
     assert torture.differences(tmp_path / "a", tmp_path / "b") == []
     found = torture.differences(tmp_path / "a", tmp_path / "c")
-    assert {"metrics.jsonl", "TensorBoard", "['params']['conv']['kernel']"} <= set(found)
+    assert {"metrics.jsonl", "TensorBoard", STEM} <= set(found)
     with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(log(tmp_path / "b")[-1]) + "\n")
     assert torture.differences(tmp_path / "a", tmp_path / "b") == ["metrics.jsonl"]
@@ -124,7 +93,7 @@ def test_the_tests_that_torture_names_are_there():
 
 
 def test_newest_checkpoint_damaged_and_the_run_ends_as_if_it_were_not(tmp_path, capsys):
-    run(tiny(ema_decay=0.9), tmp_path / "whole")
+    run(eight_steps(ema_decay=0.9), tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
     newest = tmp_path / "run" / checkpoint.FOLDER / "8"
     data = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
@@ -132,7 +101,7 @@ def test_newest_checkpoint_damaged_and_the_run_ends_as_if_it_were_not(tmp_path, 
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
     capsys.readouterr()
-    run(tiny(ema_decay=0.9), tmp_path / "run")
+    run(eight_steps(ema_decay=0.9), tmp_path / "run")
     said = capsys.readouterr().out
     assert f"checkpoint {newest} is damaged ({data.relative_to(newest)} has changed" in said
     assert "at step 6 of 8" in said
@@ -140,10 +109,10 @@ def test_newest_checkpoint_damaged_and_the_run_ends_as_if_it_were_not(tmp_path, 
 
 
 def test_no_training_over_ruins(tmp_path):
-    run(tiny(num_steps=2), tmp_path / "run")
+    run(eight_steps(num_steps=2), tmp_path / "run")
     lines = log(tmp_path / "run")
     os.truncate(tmp_path / "run" / checkpoint.FOLDER / "2" / "_CHECKPOINT_METADATA", 9)
-    said = refused(tiny(num_steps=2), tmp_path / "run", checkpoint.Damaged)
+    said = refused(eight_steps(num_steps=2), tmp_path / "run", checkpoint.Damaged)
     assert "every checkpoint in" in said and "remove the folder to begin again" in said
     assert log(tmp_path / "run") == lines
 
@@ -151,10 +120,10 @@ def test_no_training_over_ruins(tmp_path):
 def test_a_second_run_in_a_folder_is_refused(tmp_path):
     workdir = tmp_path / "run"
     with alone_in(make_workdir(str(workdir))):
-        said = refused(tiny(), workdir)
+        said = refused(eight_steps(), workdir)
     assert f"{workdir} is in use by process {os.getpid()} on " in said
     assert sorted(p.name for p in workdir.iterdir()) == [".lock", ".owner"]
-    run(tiny(num_steps=2), workdir)
+    run(eight_steps(num_steps=2), workdir)
 
 
 def test_the_lock_goes_with_a_killed_process(tmp_path):
@@ -186,7 +155,7 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch, caps
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(tmp_path, monkeypatch):
-    run(tiny(), tmp_path / "whole")
+    run(eight_steps(), tmp_path / "whole")
     write = checkpoint.ocp.CheckpointManager.save
 
     def fail(self, at, *args, **options):
@@ -197,13 +166,13 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(tmp_path, monkeypatch
         return write(self, at, *args, **options)
 
     monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", fail)
-    said = refused(tiny(), tmp_path / "run")
+    said = refused(eight_steps(), tmp_path / "run")
     assert (
         f"{tmp_path}/run/checkpoints cannot be written: {os.strerror(errno.EDQUOT)}; what" in said
     )
     assert steps_saved(tmp_path / "run") == {"2", "4"}
     monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", write)
-    run(tiny(), tmp_path / "run")
+    run(eight_steps(), tmp_path / "run")
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
@@ -218,16 +187,16 @@ def test_a_real_full_or_read_only_disk(tmp_path, options):
         pytest.skip("mounting a small disk is not permitted here")
     try:
         if options == "ro":
-            said = refused(tiny(), disk)
+            said = refused(eight_steps(), disk)
             assert f"{disk}/.lock cannot be written: Read-only file system" in said
             return
         (disk / "ballast").write_bytes(bytes(200_000))
-        said = refused(tiny(), disk)
+        said = refused(eight_steps(), disk)
         assert "cannot be written: No space left on device" in said
         saved = steps_saved(disk)
         (disk / "ballast").unlink()
         subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
-        run(tiny(), disk)
+        run(eight_steps(), disk)
         assert saved <= {"2", "4", "6"}
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
@@ -250,7 +219,7 @@ def poisoned(monkeypatch, *bad):
 
 def test_divergence_names_the_images_and_keeps_the_state(tmp_path, monkeypatch):
     poisoned(monkeypatch, 6)
-    config = tiny(log_every=4, checkpoint_every=4)
+    config = eight_steps(log_every=4, checkpoint_every=4)
     said = refused(config, tmp_path / "run", loop.TrainingDiverged)
     order = pipeline.batch_indices(config.seed, 5, 8, 4)
     images = data.load(**settings.dataset_arguments(config, "train")).names
@@ -259,22 +228,22 @@ def test_divergence_names_the_images_and_keeps_the_state(tmp_path, monkeypatch):
     assert f"on the images {names}; the state after step 8 is in {tmp_path}/run/diverged" in said
     assert steps_saved(tmp_path / "run") == {"4"}
     at, state = final_state(tmp_path / "run" / "diverged")
-    assert at == 8 and np.isnan(state["['params']['conv']['kernel']"]).any()
+    assert at == 8 and np.isnan(state[STEM]).any()
     assert (tmp_path / "run" / "diverged" / "config.json").is_file()
 
 
 def test_a_step_is_looked_at_before_it_is_saved(tmp_path, monkeypatch):
     poisoned(monkeypatch, 3)
-    refused(tiny(log_every=100), tmp_path / "run", loop.TrainingDiverged)
+    refused(eight_steps(log_every=100), tmp_path / "run", loop.TrainingDiverged)
     assert steps_saved(tmp_path / "run") == {"2"}
 
 
 def test_skipping_keeps_the_state_and_counts(tmp_path, monkeypatch):
-    run(tiny(num_steps=2), tmp_path / "two")
+    run(eight_steps(num_steps=2), tmp_path / "two")
     poisoned(monkeypatch, 3, 4, 6)
     skipping = {"nonfinite": "skip", "ema_decay": 0.0, "log_every": 1}
-    run(tiny(num_steps=4, **skipping), tmp_path / "four")
-    run(tiny(num_steps=8, **skipping), tmp_path / "run")
+    run(eight_steps(num_steps=4, **skipping), tmp_path / "four")
+    run(eight_steps(num_steps=8, **skipping), tmp_path / "run")
     lines = [x for x in log(tmp_path / "run") if "miou" not in x]
     assert [x["skipped_steps"] for x in lines] == [0, 0, 1, 2, 2, 3, 3, 3]
     assert ["loss" in x for x in lines] == [True, True, False, False, True, False, True, True]
@@ -290,21 +259,21 @@ def test_skipping_keeps_the_state_and_counts(tmp_path, monkeypatch):
 def test_skipping_ends_after_so_many_in_a_row(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "SKIPS", 3)
     poisoned(monkeypatch, 2, 4, 5, 6, 7)
-    said = refused(tiny(nonfinite="skip"), tmp_path / "run", loop.TrainingDiverged)
+    said = refused(eight_steps(nonfinite="skip"), tmp_path / "run", loop.TrainingDiverged)
     assert "at step 6, the last of 3 that were skipped" in said
 
 
 def test_skipping_resumes_bit_for_bit_and_may_be_switched_on(tmp_path, monkeypatch):
     poisoned(monkeypatch, 3, 5)
-    run(tiny(nonfinite="skip", log_every=4), tmp_path / "whole")
-    refused(tiny(log_every=4), tmp_path / "run", loop.TrainingDiverged)
-    run(tiny(nonfinite="skip", log_every=4), tmp_path / "run")  # from step 2 on
+    run(eight_steps(nonfinite="skip", log_every=4), tmp_path / "whole")
+    refused(eight_steps(log_every=4), tmp_path / "run", loop.TrainingDiverged)
+    run(eight_steps(nonfinite="skip", log_every=4), tmp_path / "run")  # from step 2 on
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_nothing_is_skipped_without_a_cause(tmp_path):
-    run(tiny(), tmp_path / "stop")
-    run(tiny(nonfinite="skip"), tmp_path / "skip")
+    run(eight_steps(), tmp_path / "stop")
+    run(eight_steps(nonfinite="skip"), tmp_path / "skip")
     _, stop = final_state(tmp_path / "stop")
     _, skip = final_state(tmp_path / "skip")
     for name, value in stop.items():
@@ -327,7 +296,7 @@ def folder(tmp_path_factory):
             Image.fromarray(image[..., 0] // 128).save(root / "labels" / split / f"{i:02d}.png")
     (root / "classes.txt").write_text("dark\nlight\n")
     given = {"dataset": "folder", "root": str(root), "size": None, "num_train": None}
-    config = tiny(
+    config = eight_steps(
         **{f"input__{k}": v for k, v in given.items()},
         input__num_eval=None,
         input__mode="streaming",
@@ -404,7 +373,7 @@ def test_an_image_of_the_evaluation_that_cannot_be_read(folder, tmp_path, mode, 
     os.truncate(victim, 200)
 
     def config(**overrides):
-        return tiny_run.override(
+        return tiny.override(
             copy.deepcopy(given), {"input__root": str(root), "input__mode": mode, **overrides}
         )
 
@@ -431,7 +400,7 @@ def test_bad_data_that_is_allowed(folder, tmp_path, capsys):
         fault(victim)
 
     def config(**overrides):
-        return tiny_run.override(
+        return tiny.override(
             copy.deepcopy(given), {"input__root": str(root), "input__max_bad": 4, **overrides}
         )
 
@@ -464,7 +433,7 @@ def _one_step(devices=1, tx=None, batch=8, **options):
     labels = rng.integers(0, 3, (batch, 32, 64), np.uint8)
     labels[:3, :20] = 255  # the parts of the batch weigh differently
     labels[3] = 255
-    model = Tiny(num_classes=3, **options.pop("model", {"norm": False}))
+    model = tiny.Tiny(num_classes=3, **options.pop("model", {"norm": False}))
     weights = options.pop("weights", (1.0, 2.0, 5.0))
     kind = options.pop("kind", "cross_entropy")
     variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 64, 3)), train=True)
@@ -522,7 +491,7 @@ def test_parts_of_a_batch_are_cut_where_it_lies():
 
 def test_parts_have_their_own_dropout():
     states = [_one_step(accumulate=2, model={"dropout": d, "norm": False})[0] for d in (0.0, 0.5)]
-    a, b = (s.now()["params"]["conv"]["kernel"] for s in states)
+    a, b = (s.now()["params"]["backbone"]["stem"]["conv"]["kernel"] for s in states)
     assert np.abs(a - b).max() > 1e-4
 
 
@@ -536,8 +505,8 @@ def test_remat_computes_the_same(options):
 
 def test_accumulate_and_remat_are_read_from_the_config(tmp_path):
     plain = {"optim__method__name": "sgd", "num_steps": 2, "batch_size": 8}
-    run(tiny(**plain, accumulate=2, remat=True), tmp_path / "run")
-    run(tiny(**plain), tmp_path / "plain")
+    run(eight_steps(**plain, accumulate=2, remat=True), tmp_path / "run")
+    run(eight_steps(**plain), tmp_path / "plain")
     ours, other = log(tmp_path / "run")[0], log(tmp_path / "plain")[0]
     assert ours["loss"] == pytest.approx(other["loss"], rel=0.05)
     assert ours["loss"] != other["loss"]  # BatchNorm's statistics
@@ -558,7 +527,7 @@ def test_accumulate_and_remat_are_read_from_the_config(tmp_path):
     ],
 )
 def test_wrong_options_are_one_line(overrides, message, tmp_path):
-    assert message in refused(tiny(**overrides), tmp_path / "run")
+    assert message in refused(eight_steps(**overrides), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -575,11 +544,11 @@ def test_wrong_options_are_one_line(overrides, message, tmp_path):
     ],
 )
 def test_a_batch_in_which_a_norm_sees_one_value_is_refused(batch_size, accumulate, message):
-    config = tiny_run.override(
+    config = tiny.override(
         settings.load("fast_scnn:smoke"), {"batch_size": batch_size, "accumulate": accumulate}
     )
     model = models.create("fast_scnn", num_classes=3)
-    variables = flops.variable_shapes(model)
+    variables = shapes("fast_scnn", 3)
     if message is None:
         loop._check_norms(config, model, variables)
         return
@@ -595,7 +564,7 @@ def test_a_full_device_names_what_can_be_made_smaller(tmp_path, monkeypatch):
         return call
 
     monkeypatch.setattr(step, "jit_train_step", full)
-    assert refused(tiny(), tmp_path / "run").startswith(
+    assert refused(eight_steps(), tmp_path / "run").startswith(
         "the device's memory is full with batch_size 4, augment.crop (32, 64), dtype float32,"
         " accumulate 1, remat False, eval.batch_size 4, input.mode resident; a smaller batch"
     )
