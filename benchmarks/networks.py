@@ -49,8 +49,8 @@ def table(timed: list[dict[str, Any]], on_paper: list[dict[str, Any]]) -> str:
         (
             "# All networks at 512x1024",
             "",
-            "19 classes, batch 1, from a uint8 frame to its class map, by `python benchmarks/networks.py`. Parameters and",
-            f"multiply-adds are those of inference. CPU: float32 on {about['device']}, jax {about['versions']['jax']}, against",
+            "19 classes, batch 1, from a uint8 frame to its class map, by `python benchmarks/networks.py`. Among the parameters",
+            f"are heads for training alone. CPU: float32 on {about['device']}, jax {about['versions']['jax']}, against",
             "PyTorch's better of eager and channels_last, which takes turns with ours; only the ratio carries to another",
             "machine. GPU: bfloat16 on an H200 that was not there; **modelled**, at least so long, and never run",
             "([gpu_paper.md](gpu_paper.md)).",
