@@ -1,10 +1,10 @@
-"""Every operation of nn/ in each form that it could take, on this device: which form deserves to be "auto".
+"""Operations of nn/ in every form that they could take, on this device: which one deserves to be a GPU's.
 
     python benchmarks/gpu_ops.py --output=gpu_ops.jsonl --dtype=bfloat16
 
-"auto" is what the networks run, "portable" the plain lax form; other forms stand here until one of them wins. A
-convolution has a bias and a ReLU behind it, as in the networks: whether they fuse is part of the answer. Throughput, calls
-queued and one wait at the end; a form that fails or differs from "portable" is a row that says so.
+"ours" is what the networks run, "lax" the plain form that it is compared with; other forms stand here until one of them wins.
+A convolution has a bias and a ReLU behind it, as in the networks: whether they fuse is part of the answer. Throughput, calls
+queued and one wait at the end; a form that fails or differs from "lax" is a row that says so.
 """
 
 import argparse
@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rtseg_jax.nn import attention, conv, pool, resize
+from rtseg_jax.nn import attention, conv, cpu, pool, resize
+from rtseg_jax.nn.forms import Geometry, convolve
 from rtseg_jax.programs.bench.clock import Rival, calibrate, time_round
 from rtseg_jax.programs.shared import tables
 
@@ -39,9 +40,9 @@ CONVOLUTIONS = (
 )
 
 
-def sum_of_products(x, kernel, *, strides, padding, kernel_dilation):
+def by_taps(x, kernel, geometry):
     """A dense convolution at stride 1 as one matrix product for each tap."""
-    taps = conv._taps(x, x.shape[1:3], kernel.shape[:2], strides, padding, kernel_dilation)
+    taps = cpu.tap_views(x, x.shape[1:3], kernel.shape[:2], geometry)
     matrices = kernel.reshape(-1, *kernel.shape[2:])
     products = (
         jnp.matmul(tap, matrix, preferred_element_type=jnp.float32)
@@ -50,111 +51,102 @@ def sum_of_products(x, kernel, *, strides, padding, kernel_dilation):
     return sum(products).astype(x.dtype)
 
 
-def shifts(x, kernel, *, strides, padding, kernel_dilation):
-    shape = tuple(-(-n // s) for n, s in zip(x.shape[1:3], strides, strict=True))
-    return conv._shift_depthwise(x, kernel, shape, strides, padding, kernel_dilation)
+def as_matrix(x, kernel, geometry):
+    return jnp.matmul(x, kernel[0, 0])
 
 
-def channels_to_8(x, kernel, **geometry):
+def channels_to_8(x, kernel, geometry):
     missing = 8 - x.shape[3]
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing)))
     kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, missing), (0, 0)))
-    return conv.conv2d(x, kernel, **geometry)
+    return convolve(x, kernel, geometry)
+
+
+def forms_of(kernel_size, channels, features, stride, dilation):
+    """{form: function of (x, kernel)} of a convolution."""
+    geometry = Geometry((stride, stride), conv.same_padding(kernel_size, dilation), dilation)
+    depthwise = features is None
+    ours = conv.depthwise_conv2d if depthwise else conv.conv2d
+    forms = {
+        "lax": functools.partial(convolve, geometry=geometry, groups=channels if depthwise else 1),
+        "ours": functools.partial(ours, **geometry._asdict()),
+    }
+    if channels == 3:
+        forms["channels padded to 8"] = functools.partial(channels_to_8, geometry=geometry)
+    elif kernel_size == (1, 1):
+        forms["matrix product"] = functools.partial(as_matrix, geometry=geometry)
+    elif not depthwise:
+        forms["one product a tap"] = functools.partial(by_taps, geometry=geometry)
+    return forms
 
 
 def convolutions(array, shrink):
     """Yields (name, {form: function}, arguments)."""
-    for name, kernel_size, channels, features, size, stride, dilation in CONVOLUTIONS:
-        operation = conv.depthwise_conv2d if features is None else conv.conv2d
+    for name, kernel_size, channels, features, (h, w), stride, dilation in CONVOLUTIONS:
         kernel = array(*kernel_size, 1 if features is None else channels, features or channels)
         bias = array(features or channels)
-        forms = {"auto": operation, "portable": functools.partial(operation, impl="portable")}
-        if features is None:
-            forms["shifted products"] = shifts
-        elif channels == 3:
-            forms["channels padded to 8"] = channels_to_8
-        elif kernel_size != (1, 1):
-            forms["one product a tap"] = sum_of_products
-        geometry = {
-            "strides": (stride, stride),
-            "padding": conv.same_padding(kernel_size, dilation),
-            "kernel_dilation": dilation,
-        }
 
-        def whole(form, x, kernel=kernel, bias=bias, geometry=geometry):
-            return jax.nn.relu(form(x, kernel, **geometry) + bias)
+        def whole(form, x, kernel=kernel, bias=bias):
+            return jax.nn.relu(conv.add_bias(form(x, kernel), bias))
 
-        x = array(1, size[0] // shrink, size[1] // shrink, channels)
+        forms = forms_of(kernel_size, channels, features, stride, dilation)
+        x = array(1, h // shrink, w // shrink, channels)
         yield name, {k: functools.partial(whole, form) for k, form in forms.items()}, (x,)
 
 
 def gradients(array, shrink):
     """Yields as convolutions() does; the gradients of input and kernel, batch 8."""
-    for name, kernel_size, channels, features, size, stride, dilation in CONVOLUTIONS[:8]:
-        operation = conv.depthwise_conv2d if features is None else conv.conv2d
+    for name, kernel_size, channels, features, (h, w), stride, dilation in CONVOLUTIONS[:8]:
         kernel = array(*kernel_size, 1 if features is None else channels, features or channels)
-        geometry = {
-            "strides": (stride, stride),
-            "padding": conv.same_padding(kernel_size, dilation),
-            "kernel_dilation": dilation,
-        }
 
-        def gradient(impl, x, kernel, operation=operation, geometry=geometry):
-            y, pull = jax.vjp(functools.partial(operation, impl=impl, **geometry), x, kernel)
+        def gradient(form, x, kernel):
+            y, pull = jax.vjp(form, x, kernel)
             return pull(y)
 
-        x = array(8, size[0] // shrink, size[1] // shrink, channels)
-        forms = {k: functools.partial(gradient, k) for k in ("auto", "portable")}
-        yield f"{name}: gradient", forms, (x, kernel)
-
-
-def cudnn_attention(query, key, value):
-    """cuDNN's attention, the channels padded to a multiple of 8."""
-    channels = value.shape[2]
-    width = -(-max(query.shape[2], channels) // 8) * 8
-
-    def heads(x):
-        return jnp.pad(x, ((0, 0), (0, 0), (0, width - x.shape[2])))[:, :, None]
-
-    result = jax.nn.dot_product_attention(
-        heads(query), heads(key), heads(value), scale=1.0, implementation="cudnn"
-    )
-    return result[:, :, 0, :channels]
+        forms = forms_of(kernel_size, channels, features, stride, dilation)
+        x = array(8, h // shrink, w // shrink, channels)
+        compared = {k: functools.partial(gradient, forms[k]) for k in ("lax", "ours")}
+        yield f"{name}: gradient", compared, (x, kernel)
 
 
 def others(array, shrink):
     """Yields as convolutions() does."""
-
-    def both(operation, *arguments, **options):
-        return {
-            impl: lambda x, impl=impl: operation(x, *arguments, impl=impl, **options)
-            for impl in ("auto", "portable")
-        }
-
     large = (512 // shrink, 1024 // shrink)
     scores = array(1, large[0] // 8, large[1] // 8, 19)
-    yield "upsampling x8 and argmax, 19 classes", both(resize.upsample_argmax, large), (scores,)
-    yield "upsampling x8, 19 classes", both(resize.resize_bilinear, large), (scores,)
-    x = array(1, large[0] // 4, large[1] // 4, 256)
-    yield "max pool 5x5", both(pool.max_pool, (5, 5), (1, 1), (2, 2)), (x,)
-    x = array(1, large[0] // 2, large[1] // 2, 64)
-    yield "max pool 3x3, stride 2", both(pool.max_pool, (3, 3), (2, 2), (1, 1)), (x,)
-    x = array(1, large[0] // 4, large[1] // 4, 64)
-    options = {"padding": 1, "output_padding": 1}
-    transposed = both(conv.conv_transpose2d, array(3, 3, 64, 16), **options)
-    yield "transposed 3x3, stride 2", transposed, (x,)
+
+    def upsampled(scores):
+        shape = (*scores.shape[:1], *large, scores.shape[3])
+        return jax.image.resize(scores.astype(jnp.float32), shape, "linear", antialias=False)
+
+    forms = {
+        "lax": lambda scores: jnp.argmax(upsampled(scores), -1).astype(jnp.uint8),
+        "ours": lambda scores: resize.upsample_argmax(scores, large),
+    }
+    yield "upsampling x8 and argmax, 19 classes", forms, (scores,)
+    for name, window, stride, channels, halvings in (
+        ("max pool 5x5", 5, 1, 256, 4),
+        ("max pool 3x3, stride 2", 3, 2, 64, 2),
+    ):
+        x = array(1, large[0] // halvings, large[1] // halvings, channels)
+        around = window // 2
+
+        def plain(x, window=window, stride=stride, around=around):
+            pads = [(0, 0), (around, around), (around, around), (0, 0)]
+            low = jnp.asarray(-jnp.inf, x.dtype)
+            sizes = ((1, n, n, 1) for n in (window, stride))
+            return jax.lax.reduce_window(x, low, jax.lax.max, *sizes, pads)
+
+        given = {"window": (window,) * 2, "strides": (stride,) * 2, "padding": (around,) * 2}
+        ours = functools.partial(pool.max_pool, **given)
+        yield name, {"lax": plain, "ours": ours}, (x,)
     for name, queries, keys, width, value_width in (
         ("attention, 19 channels", 8192, 2048, 19, 19),
         ("attention, 64 and 256 channels", 8192, 64, 64, 256),
     ):
         query = array(1, queries // shrink, width)
         key, value = array(1, keys // shrink, width), array(1, keys // shrink, value_width)
-        forms = {
-            impl: functools.partial(attention.dot_product_attention, impl=impl)
-            for impl in ("auto", "portable")
-        }
-        if jax.default_backend() == "gpu" and query.dtype != np.float32 and value_width <= 128:
-            forms["cuDNN, padded"] = cudnn_attention
+        blocks = functools.partial(attention._in_blocks, scale=1.0, block_size=1024)
+        forms = {"lax": blocks, "ours": attention.dot_product_attention}
         yield name, forms, (query, key, value)
 
 
@@ -193,17 +185,17 @@ def main() -> None:
 
     device = jax.devices()[0].device_kind
     print(f"{device}, jax {jax.__version__}, {options.dtype}\n")
-    titles = ("operation", "form", "us", "against portable", "differs by", "compile, s")
+    titles = ("operation", "form", "us", "against lax", "differs by", "compile, s")
     print(*tables.header(*titles, words=(0, 1)), sep="\n")
     for cases in (convolutions, gradients, others):
         for name, forms, arguments in cases(array, options.shrink):
             rows, reference = {}, None
-            for form in sorted(forms, key=lambda form: form != "portable"):
+            for form in sorted(forms, key=lambda form: form != "lax"):
                 line = {"operation": name, "form": form, "dtype": options.dtype, "device": device}
                 line |= {"jax": jax.__version__, "shrink": options.shrink}
                 try:
                     rows[form], result = measure(forms[form], arguments, options.seconds)
-                    reference = result if reference is None else reference  # "portable", if it runs
+                    reference = result if reference is None else reference  # "lax", if it runs
                     rows[form]["difference"] = largest_difference(result, reference)
                 except Exception as error:  # a form that this device lacks
                     rows[form] = {"error": " ".join(str(error).split())[:120].replace("|", "/")}
@@ -214,7 +206,7 @@ def main() -> None:
                 if "error" in row:
                     print(tables.row(name, form, row["error"], "", "", ""), flush=True)
                     continue
-                ratio = rows["portable"]["us"] / row["us"] if "us" in rows["portable"] else 0
+                ratio = rows["lax"]["us"] / row["us"] if "us" in rows["lax"] else 0
                 figures = (f"{row['us']:.1f}", f"{ratio:.2f}", f"{row['difference']:.1e}")
                 seconds = f"{row['compile_seconds']:.1f}"
                 print(tables.row(name, form, *figures, seconds), flush=True)

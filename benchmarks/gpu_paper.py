@@ -27,6 +27,7 @@ import collections
 import dataclasses
 import datetime
 import functools
+import itertools
 import json
 import math
 import os
@@ -624,148 +625,138 @@ def lines_of(path: pathlib.Path) -> dict[Case, dict[str, Any]]:
     return {key(line): line for line in lines}
 
 
-def in_paper(lines: dict[Case, dict[str, Any]]) -> str:
-    """gpu_paper.md."""
-    from rtseg_jax.programs.shared import tables
+def figures(line: dict[str, Any]) -> tuple[Any, ...]:
+    """The cells of a line that every table has."""
+    inside = f"{line['fused']}/{line['convolutions']}"
+    return line["kernels"], inside, f"{line['gbytes']:.3f}", f"{line['us']:.0f}"
 
-    ran = {
+
+def measured() -> dict[str, float]:
+    """What an H200 took for a draft of this code, in us a frame of 512x1024, by network."""
+    lines = map(json.loads, (HERE / "h200.jsonl").read_text().splitlines())
+    draft = ("infer", "prototype", "opt")
+    return {
         line["net"]: line["us"]
-        for line in map(json.loads, (HERE / "h200.jsonl").read_text().splitlines())
-        if (line["what"], line["source"], line.get("variant")) == ("infer", "prototype", "opt")
+        for line in lines
+        if (line["what"], line["source"], line.get("variant")) == draft
     }
 
-    def figures(line):
-        fused_of = f"{line['fused']}/{line['convolutions']}"
-        return line["kernels"], fused_of, f"{line['gbytes']:.3f}", f"{line['us']:.0f}"
 
-    names = list(dict.fromkeys(case.name for case in lines if case.what == "frames"))
+def in_paper(lines: dict[Case, dict[str, Any]]) -> str:
+    """gpu_paper.md."""
+    from rtseg_jax import models
+    from rtseg_jax.programs.shared import tables
+
     frames, others, steps, ratios = [], [], [], []
-    for name in names:
-        of_size = [lines.get(Case("frames", name, size=size)) for size in SIZES]
-        if None in of_size:
-            continue
-        measured = ran.get(name)
-        if measured:
-            ratios.append(measured / of_size[0]["us"])
-        cells = [cell for line in of_size for cell in figures(line)]
-        cells.insert(4, f"{measured:.0f}, {ratios[-1]:.1f} times" if measured else "")
-        frames.append(tables.row(name, *cells))
-    for name in COMPARED:
-        for target, dtype in (*((t, "bfloat16") for t in TARGETS), ("t4", "float32")):
-            line = lines.get(Case("frames", name, target, dtype, SIZES[0]))
-            if line:
-                memory = f"{1024 * line['temporary_gib']:.0f}"
-                others.append(tables.row(name, target, dtype, *figures(line), memory))
+    ran = measured()
+    for name in models.VARIANTS:
+        small, large = (lines.get(Case("frames", name, size=size)) for size in SIZES)
+        if small and large:
+            draft = ""
+            if name in ran:
+                ratios.append(ran[name] / small["us"])
+                draft = f"{ran[name]:.0f} ({ratios[-1]:.1f})"
+            frames.append(tables.row(name, *figures(small), draft, *figures(large)))
+    kinds = (*((target, "bfloat16") for target in TARGETS), ("t4", "float32"))
+    for name, (target, dtype) in itertools.product(COMPARED, kinds):
+        if line := lines.get(Case("frames", name, target, dtype, SIZES[0])):
+            mebibytes = f"{1024 * line['temporary_gib']:.0f}"
+            others.append(tables.row(name, target, dtype, *figures(line), mebibytes))
     for name in STEPS:
         if line := lines.get(Case("step", name)):
-            size = "x".join(map(str, line["size"]))
-            memory = f"{line['temporary_gib']:.2f}"
-            steps.append(tables.row(name, f"{line['batch']} x {size}", *figures(line), memory))
+            gibibytes = f"{line['temporary_gib']:.2f}"
+            steps.append(tables.row(name, batch_of(line), *figures(line), gibibytes))
     versions = sorted({f"code {line['code']}, jax {line['jax']}" for line in lines.values()})
     count = ("kernels", "bias inside", "GB", "us, modelled")
-    return "\n".join(
-        [
-            "# GPUs on paper",
-            "",
-            f"Written by `python benchmarks/{pathlib.Path(__file__).name} --resume` from [gpu_paper.jsonl](gpu_paper.jsonl) ({'; '.join(versions)}).",
-            "Programs compiled for GPUs that are not there. Kernels, convolutions in which cuDNN adds the bias (and a residual and",
-            "a ReLU where they follow) of all, bytes moved and memory are what the programs say; **times are a model's lower bound,",
-            "and nothing has run**. What the model assumes stands at the head of the program.",
-            "",
-            "## One frame on an H200, bfloat16",
-            "",
-            "From uint8 to the class map, weights frozen. One H200 ran a draft of this code at 512x1024 ([h200.md](h200.md)): the",
-            f"column in the middle; it took {min(ratios):.1f} to {max(ratios):.1f} times as long as the model's least."
-            if ratios
-            else "column in the middle.",
-            "",
-            *tables.header(
-                "network",
-                *(f"{title}, 512x1024" if i == 0 else title for i, title in enumerate(count)),
-                "us, of a draft",
-                *(f"{title}, 1024x1024" if i == 0 else title for i, title in enumerate(count)),
-            ),
-            *frames,
-            "",
-            "## On other GPUs, 512x1024",
-            "",
-            "A T4 knows no bfloat16: XLA widens what it computes to float32 and rounds the results, so that it gains nothing.",
-            "",
-            *tables.header("network", "GPU", "type", *count, "temporary MiB", words=(0, 1, 2)),
-            *others,
-            "",
-            "## A training step on an H200, bfloat16",
-            "",
-            *tables.header("config", "batch", *count, "temporary GiB", words=(0, 1)),
-            *steps,
-            "",
-        ]
-    )
+    span = f"{min(ratios, default=0):.1f} to {max(ratios, default=0):.1f}"
+    return f"""\
+# GPUs on paper
+
+Written by `python benchmarks/gpu_paper.py --resume` from [gpu_paper.jsonl](gpu_paper.jsonl) ({"; ".join(versions)}).
+Programs compiled for GPUs that are not there. Kernels, convolutions in which cuDNN adds the bias (and a residual and a ReLU
+where they follow) of all, bytes moved and memory are what the programs say; **times are a model's lower bound, and nothing has
+run**. What the model assumes stands at the head of the program.
+
+## One frame on an H200, bfloat16
+
+From uint8 to the class map, weights frozen; 512x1024, then 1024x1024. One H200 ran a draft of this code at 512x1024
+([h200.md](h200.md)): the column in the middle, {span} times the model's least.
+
+{table(("network", *count, "us, of the draft", *count), frames)}
+
+## On other GPUs, 512x1024
+
+A T4 has no bfloat16: XLA widens to float32, computes, and rounds the results. The model gives it nothing for the rounding.
+
+{table(("network", "GPU", "type", *count, "temporary MiB"), others, words=(0, 1, 2))}
+
+## A training step on an H200, bfloat16
+
+{table(("config", "batch", *count, "temporary GiB"), steps, words=(0, 1))}
+"""
+
+
+def table(titles: tuple[str, ...], rows: list[str], words: tuple[int, ...] = (0,)) -> str:
+    """A table of Markdown."""
+    from rtseg_jax.programs.shared import tables
+
+    return "\n".join([*tables.header(*titles, words=words), *rows])
+
+
+def batch_of(line: dict[str, Any]) -> str:
+    """A step's batch: images x height x width."""
+    return f"{line['batch']} x {'x'.join(map(str, line['size']))}"
 
 
 def in_memory(lines: dict[Case, dict[str, Any]]) -> str:
     """docs/memory.md."""
     from rtseg_jax.programs.shared import tables
 
-    def cell(name, dtype):
-        found = [
-            line
-            for case, line in lines.items()
-            if (case.what, case.name, case.target, case.dtype) == ("step", name, "t4", dtype)
-        ]
-        found.sort(key=lambda line: line["accumulate"])
+    def tried(name, dtype):
+        """The lines of a config, from the whole batch to as many parts as fit."""
+        wanted = ("step", name, "t4", dtype)
+        found = [v for c, v in lines.items() if (c.what, c.name, c.target, c.dtype) == wanted]
+        return sorted(found, key=lambda line: line["accumulate"])
+
+    def needs(line):
+        return f"{line['temporary_gib'] + line['arguments_gib']:.1f}"
+
+    def cells(found):
         if not found:
             return "", ""
-        needs = [line["temporary_gib"] + line["arguments_gib"] for line in found]
-        if not fits(found[-1]):
-            return f"{needs[0]:.1f}", "nothing tried"
-        if len(found) == 1:
-            return f"{needs[0]:.1f}", "yes"
-        return (
-            f"{needs[0]:.1f}",
-            f"`--config.accumulate={found[-1]['accumulate']}` ({needs[-1]:.1f})",
-        )
+        parts = f"`accumulate={found[-1]['accumulate']}`: {needs(found[-1])}"
+        answer = "no" if not fits(found[-1]) else parts if len(found) > 1 else "yes"
+        return needs(found[0]), answer
 
     rows = []
     for name in CONFIGS:
-        line = next(
-            (v for c, v in lines.items() if (c.what, c.name, c.target) == ("step", name, "t4")),
-            None,
-        )
-        if line:
-            size = "x".join(map(str, line["size"]))
-            cells = [c for dtype in ("float32", "bfloat16") for c in cell(name, dtype)]
-            rows.append(tables.row(f"`{name}`", f"{line['batch']} x {size}", *cells))
+        by_dtype = [tried(name, dtype) for dtype in ("float32", "bfloat16")]
+        if by_dtype[0]:
+            batch = batch_of(by_dtype[0][0])
+            rows.append(tables.row(f"`{name}`", batch, *cells(by_dtype[0]), *cells(by_dtype[1])))
     memory = TARGETS["t4"].memory / GIB
-    return "\n".join(
-        [
-            "# What fits a small GPU",
-            "",
-            "The memory of a training step, as XLA plans it, on a Tesla T4 such as Colab lends, for each config at its own batch.",
-            f"A T4 has {memory:.1f} GiB, of which JAX takes three quarters; a step fits here if it wants no more than {ROOM * memory:.1f} GiB, so that",
-            "something is left for cuDNN's workspaces. Where the whole batch does not fit, `accumulate` sends it through the network",
-            "in parts (norms then see a part at a time), and the table says in how many and what that takes:",
-            "",
-            "```bash",
-            "python -m rtseg_jax.main --config=configs/asap.py:cityscapes --config.accumulate=2 --config.input.root=DIR",
-            "```",
-            "",
-            "`--config.remat=True` saves activations too, for the time of a second forward pass. `--config.input.mode=resident` adds the",
-            "data set: 4 bytes a pixel. Written by `python benchmarks/gpu_paper.py --resume`; programs were compiled, nothing ran.",
-            "",
-            *tables.header(
-                "config",
-                "batch",
-                "GiB, float32",
-                "fits",
-                "GiB, bfloat16",
-                "fits",
-                words=(0, 1, 3, 5),
-            ),
-            *rows,
-            "",
-        ]
-    )
+    titles = ("config", "batch", "GiB, float32", "fits", "GiB, bfloat16", "fits")
+    return f"""\
+# What fits a small GPU
+
+The memory of a training step, as XLA plans it for a Tesla T4 such as Colab lends, of each config at its own batch. A T4 has
+{memory:.1f} GiB, of which JAX takes three quarters; a step fits here if it wants no more than {ROOM * memory:.1f}, so that something is left for
+cuDNN's workspaces. Where the whole batch does not fit, `accumulate` sends it through the network in parts, of which each norm
+sees one at a time; the table says in how many, and what that takes:
+
+```bash
+python -m rtseg_jax.main --config=configs/ddrnet23_slim.py:cityscapes --config.accumulate=2 --config.input.root=DIR
+```
+
+`--config.remat=True` saves activations too, for the time of a second forward pass. `--config.input.mode=resident` adds the data
+set, 4 bytes a pixel. A T4 has no bfloat16: XLA widens to float32, computes, and rounds what it stores. So it saves memory there
+and no time; take float32, the default, where it fits.
+
+{table(titles, rows, words=(0, 1, 3, 5))}
+
+Written by `python benchmarks/gpu_paper.py --resume`; the programs were compiled, and nothing ran. A config that is not listed has not
+been compiled yet: `python benchmarks/gpu_paper.py --only='^step NAME .* t4' --resume`.
+"""
 
 
 def main() -> None:

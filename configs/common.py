@@ -32,7 +32,8 @@ def base(model: str, dataset: str, **options) -> ml_collections.ConfigDict:
     """Every key that the code reads, with neutral values; a config sets those that its paper speaks of."""
     config = ml_collections.ConfigDict()
     config.seed = 1234
-    config.dtype = "float32"  # of the computation; "bfloat16" on a GPU or TPU
+    # Of the computation: "bfloat16" on a TPU or an NVIDIA GPU from Ampere on, not on a T4 or older (docs/training.md).
+    config.dtype = "float32"
     config.batch_size = 8  # over all devices together
     config.accumulate = 1  # goes through the network in so many parts, one after the other
     config.remat = False  # activations are computed again for the backward pass instead of kept

@@ -383,7 +383,17 @@ def test_picture(tmp_path):
         bench_tables.picture([line(mode="e2e")], tmp_path / "fps.png")
 
 
-@pytest.mark.parametrize("script", ["input.py", "gpu_ops.py", "scaling.py"])
+def test_operations_in_every_form(tmp_path):
+    output = tmp_path / "ops.jsonl"
+    options = ["--dtype=float32", "--shrink=32", "--seconds=0.001", f"--output={output}"]
+    command = [sys.executable, "benchmarks/gpu_ops.py", *options]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert {row["form"] for row in rows} >= {"lax", "ours", "one product a tap"}
+    assert max(row["difference"] for row in rows) < 1e-5
+
+
+@pytest.mark.parametrize("script", ["input.py", "scaling.py", "gpu_paper.py", "bfloat16.py"])
 def test_other_benchmarks_start(script):
     result = subprocess.run(
         [sys.executable, f"benchmarks/{script}", "--help"],
