@@ -9,7 +9,7 @@ uint8 in, its class map out), and configs' training steps, and reads in the resu
 choice the branch with the fewest), how many of them are recorded in CUDA graphs, convolutions and in how many of them cuDNN
 adds the bias, the bytes that kernels read and write, and the memory that the program takes. These are facts of the program.
 
-The time is a MODEL, and a lower bound: nothing here has run. A kernel takes the longest of
+The time is a MODEL, and an optimistic one: nothing here has run. A kernel takes the longest of
     its bytes at the memory's full rate: each operand (of slices and gathers their result) and each result once;
     its matrix products and convolutions at half of the tensor cores' rate (float32 is TF32, at half of bfloat16's rate;
     without TF32, and at precision "highest", one multiplication or addition a lane and cycle);
@@ -257,7 +257,7 @@ class Work:
     rest: float = 0.0
 
     def seconds(self, target: Target) -> float:
-        """The least that it can take."""
+        """The time that is modelled."""
         return max(self.moved / target.bandwidth, self.products, self.rest)
 
 
@@ -389,7 +389,7 @@ def recorded_share(thunks: str) -> float:
 
 
 def summary(text: str, thunks: str, target: Target) -> dict[str, Any]:
-    """What a compiled program says of itself, and the least time that it can take.
+    """What a compiled program says of itself, and the time that is modelled.
 
     Args:
         text: The program.
@@ -674,19 +674,19 @@ def in_paper(lines: dict[Case, dict[str, Any]]) -> str:
 
 Written by `python benchmarks/gpu_paper.py --resume` from [gpu_paper.jsonl](gpu_paper.jsonl) ({"; ".join(versions)}).
 Programs compiled for GPUs that are not there. Kernels, convolutions in which cuDNN adds the bias (and a residual and a ReLU
-where they follow) of all, bytes moved and memory are what the programs say; **times are a model's lower bound, and nothing has
-run**. What the model assumes stands at the head of the program.
+where they follow) of all, bytes moved and memory are what the programs say; **times are modelled, and optimistic: nothing
+has run**. What the model assumes stands at the head of the program.
 
 ## One frame on an H200, bfloat16
 
 From uint8 to the class map, weights frozen; 512x1024, then 1024x1024. One H200 ran a draft of this code at 512x1024
-([h200.md](h200.md)): the column in the middle, {span} times the model's least.
+([h200.md](h200.md)): the column in the middle, {span} times what is modelled.
 
 {table(("network", *count, "us, of the draft", *count), frames)}
 
 ## On other GPUs, 512x1024
 
-A T4 has no bfloat16: XLA widens to float32, computes, and rounds the results. The model gives it nothing for the rounding.
+A T4 has no bfloat16: XLA widens to float32, computes, and rounds the results, and no convolution has its bias inside.
 
 {table(("network", "GPU", "type", *count, "temporary MiB"), others, words=(0, 1, 2))}
 
