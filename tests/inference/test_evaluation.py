@@ -21,15 +21,15 @@ from rtseg_jax.inference import program as infer
 from rtseg_jax.programs.evaluate import main as evaluate
 from rtseg_jax.programs.evaluate import submission
 from rtseg_jax.programs.shared import command_line
-from tests import tiny_run
+from tests import tiny
 
 # What the evaluation server expects for train ids 0-18.
 SERVER_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return tiny_run.write(tmp_path_factory.mktemp("runs") / "run")
+def run(tmp_path_factory, tiny_network):
+    return tiny.write(tmp_path_factory.mktemp("runs") / "run", tiny.config())
 
 
 def report_of(run, output, **options):
@@ -157,7 +157,7 @@ def test_sizes_and_scales_as_they_are_written(parse, given, found):
 )
 def test_frames_come_to_the_network_as_evaluated_or_as_asked_for(evaluated, options, given, seen):
     sizes = dict(zip(("input__size", "eval__size", "eval__multiple"), evaluated, strict=True))
-    view = networks.view(tiny_run.override(settings.load("fast_scnn:smoke"), sizes), **options)
+    view = networks.view(tiny.override(settings.load("fast_scnn:smoke"), sizes), **options)
     assert (view.given((90, 70)), view.seen(view.given((90, 70)))) == (given, seen)
 
 
@@ -256,10 +256,10 @@ def city(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def city_run(city, tmp_path_factory):
-    """Of a network that sees frames of 64x128, so that little is computed."""
+    """Of Fast-SCNN, which sees frames of 64x128, so that little is computed."""
     given = {"input__dataset": "cityscapes", "input__root": str(city), "input__num_eval": 1}
     workdir = tmp_path_factory.mktemp("runs") / "city"
-    return tiny_run.write(workdir, input__size=(64, 128), **given)
+    return tiny.write(workdir, input__size=(64, 128), **given)
 
 
 def test_a_submission_of_the_test_split(city_run, tmp_path, capsys):

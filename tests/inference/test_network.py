@@ -9,13 +9,13 @@ from PIL import Image
 import rtseg_jax
 from rtseg_jax.inference import network as networks
 from rtseg_jax.weights import bundle
-from tests import tiny_run
+from tests import tiny
 from tests.inference.test_infer import frames
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return tiny_run.write(tmp_path_factory.mktemp("runs") / "run")
+def run(tmp_path_factory, tiny_network):
+    return tiny.write(tmp_path_factory.mktemp("runs") / "run", tiny.config())
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_a_run_and_its_bundle_are_one_network(run, network, photo, tmp_path):
     network.save(tmp_path / "net.safetensors")
     for place in (str(run), tmp_path / "net.safetensors"):
         other = rtseg_jax.load(place)
-        assert (other.name, other.step, other.dtype) == ("fast_scnn", 7, "float32")
+        assert (other.name, other.step, other.dtype) == ("tiny", 7, "float32")
         assert other.table == network.table and other.sees == network.sees
         np.testing.assert_array_equal(other(photo), network(photo))
     assert len(np.unique(network(photo))) > 1 and network.class_names[0] == "road"
@@ -56,8 +56,8 @@ def test_compiling_is_said_once_for_each_size(network, photo, capsys):
         own(photo)
     own(photo[:64])
     assert capsys.readouterr().err.splitlines() == [
-        "fast_scnn is compiled for frames of 1x90x70, once",
-        "fast_scnn is compiled for frames of 1x64x70, once",
+        "tiny is compiled for frames of 1x90x70, once",
+        "tiny is compiled for frames of 1x64x70, once",
     ]
     network.seeing("own", quiet=True)(photo)
     assert not capsys.readouterr().err

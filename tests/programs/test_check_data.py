@@ -4,8 +4,6 @@ import io
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from rtseg_jax.base import config as settings
 from rtseg_jax.data import pipeline, spec
 from rtseg_jax.programs import check_data
 from rtseg_jax.train import loop
+from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 H, W = 12, 16
@@ -375,45 +374,38 @@ def test_contact_sheet(root, tmp_path):
 # The program
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "rtseg_jax", "check", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-
-
-def test_program(root, tmp_path):
+def test_program(root, tmp_path, capsys):
     given = (
         "--config=eacnet:camvid",
         f"--config.input.root={root}",
         f"--output={tmp_path}/new/out",
     )
-    result = run(*given)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.endswith("\nnothing is wrong\n")
+    assert check_data.PROGRAM.run(given) == 0
+    assert capsys.readouterr().out.endswith("\nnothing is wrong\n")
     assert (tmp_path / "new" / "out" / "contact_sheet.png").is_file()
     (root / "trainannot" / "b.png").write_bytes(b"")
-    result = run(*given)
-    assert result.returncode == 1, result.stderr
+    assert check_data.PROGRAM.run(given) == 1
     expected = f"\n{root}/trainannot/b.png: the file is empty; copy it again\nproblems: 1\n"
-    assert result.stdout.endswith(expected)
-    result = run()
-    assert result.returncode == 1 and "error: give --config=FILE[:ARGUMENT]" in result.stderr
-    result = run(*given, "--config.input.canvas=1024")
-    assert result.returncode == 1, result.stdout
-    assert "--config.input.canvas=(1024,) is impossible; allowed: None, or (h, w)" in result.stderr
+    assert capsys.readouterr().out.endswith(expected)
+    for wrong, message in (
+        ([], "error: give --config=FILE[:ARGUMENT]"),
+        (
+            [*given, "--config.input.canvas=1024"],
+            "--config.input.canvas=(1024,) is impossible; allowed: None, or (h, w)",
+        ),
+    ):
+        assert check_data.PROGRAM.run(wrong) == 1
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_training_stops_with_the_same_line(root, tmp_path, split):
+def test_training_stops_with_the_same_line(root, tmp_path, tiny_network, split):
     """Before its first step."""
     path, content, _ = FILES["label out of range"]
     (root / path.replace("train", split)).write_bytes(content)
     config = config_of(root, "eacnet:smoke", mode="resident")
     with config.unlocked():
+        config.model = tiny.config().model
         config.batch_size = 4
         config.eval.batch_size = 1
     (root / "train" / "d.png").write_bytes(png(np.flip(IMAGES["train", "a"], 1)))

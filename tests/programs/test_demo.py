@@ -27,7 +27,7 @@ from rtseg_jax.data import files, spec
 from rtseg_jax.inference import network as networks
 from rtseg_jax.programs import demo
 from rtseg_jax.programs.predict import main as predict
-from tests import tiny_run
+from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TABLE = spec.TABLES["cityscapes"]
@@ -45,18 +45,27 @@ PHOTO = photo()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, tiny_network):
     """A folder with two runs of one network with different weights."""
     folder = tmp_path_factory.mktemp("runs")
     for seed, name in enumerate(("first", "second")):
-        tiny_run.write(folder / name, seed=seed)
+        tiny.write(folder / name, tiny.config(), seed=seed)
     return folder
 
 
 @pytest.fixture(scope="module")
-def by_hand(folder):
+def served(tmp_path_factory):
+    """Such a folder of Fast-SCNN, which the program in a process of its own knows."""
+    folder = tmp_path_factory.mktemp("served")
+    for seed, name in enumerate(("first", "second")):
+        tiny.write(folder / name, seed=seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_hand(served):
     """A function (run, frame) -> class map: what predict makes of it."""
-    made = {name: networks.load(folder / name) for name in ("first", "second")}
+    made = {name: networks.load(served / name) for name in ("first", "second")}
     return lambda name, frame: made[name](frame)
 
 
@@ -111,10 +120,10 @@ def test_checkpoints_are_told_apart_and_the_best_of_a_run_comes_first(folder, tm
     found = demo.kept([tmp_path / "a", tmp_path / "deep" / "b"])
     assert [(k.workdir.name, k.step) for k in found] == [("a", 3), ("a", 1200), ("a", 7), ("b", 7)]
     assert [k.label for k in found] == [
-        "a · step 3, best · val mIoU 75.00 % · fast_scnn",
-        "a · step 1,200, latest · fast_scnn",
-        "a · step 7 · val mIoU 50.00 % · fast_scnn",
-        "deep/b · step 7, best, latest · val mIoU 50.00 % · fast_scnn",
+        "a · step 3, best · val mIoU 75.00 % · tiny",
+        "a · step 1,200, latest · tiny",
+        "a · step 7 · val mIoU 50.00 % · tiny",
+        "deep/b · step 7, best, latest · val mIoU 50.00 % · tiny",
     ]
     for which, step in (("best", 3), ("latest", 1200)):
         assert networks.load_run(tmp_path / "a", which)[3] == step
@@ -139,13 +148,13 @@ def test_folders_without_checkpoints_are_refused(folder, tmp_path):
 # Predictions
 
 
-def test_class_maps_are_predicts_and_shares_are_of_all_pixels(folder, by_hand):
+def test_class_maps_are_predicts_and_shares_are_of_all_pixels(folder):
     predict_frame = demo.predictor()
     for name in ("first", "second"):
         found = predict_frame(folder / name, 7, PHOTO)
-        np.testing.assert_array_equal(found.ids, by_hand(name, PHOTO))
+        np.testing.assert_array_equal(found.ids, networks.load(folder / name)(PHOTO))
         assert found.preparing > 0 and found.milliseconds > 0 and 1 <= found.calls <= demo.CALLS
-        assert (found.network, found.step, found.seen) == ("fast_scnn", 7, (64, 128))
+        assert (found.network, found.step, found.seen) == ("tiny", 7, (64, 128))
         shares = dict(found.shares)
         assert len(shares) > 1 and sum(shares.values()) == pytest.approx(1)
         assert list(shares.values()) == sorted(shares.values(), reverse=True)
@@ -325,19 +334,10 @@ def test_without_gradio_the_extra_is_named(folder, monkeypatch):
         demo.serve([folder / "first"])
 
 
-def test_a_wrong_flag_is_one_line(folder):
-    command = [
-        sys.executable,
-        "-m",
-        "rtseg_jax",
-        "demo",
-        f"--workdir={folder / 'first'}",
-        "--size=12",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "size '12' is not HEIGHTxWIDTH" in errors[0]
+def test_a_wrong_flag_is_one_line(folder, capsys):
+    assert demo.PROGRAM.run([f"--workdir={folder / 'first'}", "--size=12"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: size '12' is not HEIGHTxWIDTH") and said.count("\n") == 1
 
 
 @pytest.mark.usefixtures("usual_signals")
@@ -428,12 +428,12 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(folder, tmp_path_factory):
+def server(served, tmp_path_factory):
     if importlib.util.find_spec("gradio") is None:
         pytest.skip("needs gradio")
     place = tmp_path_factory.mktemp("server")
-    second = shutil.copytree(folder / "second", place / "runs" / "second")
-    started = Server(place, shutil.copytree(folder / "first", place / "runs" / "first"), second)
+    second = shutil.copytree(served / "second", place / "runs" / "second")
+    started = Server(place, shutil.copytree(served / "first", place / "runs" / "first"), second)
     yield started
     started.process.kill()
     started.process.wait()
@@ -502,7 +502,7 @@ def save(path, array=PHOTO, **options):
     return path
 
 
-def test_an_upload_is_overlaid_and_its_class_map_is_predicts(visit, server, folder, tmp_path):
+def test_an_upload_is_overlaid_and_its_class_map_is_predicts(visit, served, tmp_path):
     page = visit()
     path = save(tmp_path / "street ä.png")
     before = upload(page, path)
@@ -510,7 +510,7 @@ def test_an_upload_is_overlaid_and_its_class_map_is_predicts(visit, server, fold
         if name == "second":
             choose(page, "second")
             assert shown(page, before) != before
-        network = networks.load(folder / name)
+        network = networks.load(served / name)
         assert (
             predict.predict(network, network.table, [str(path)], tmp_path / name, kinds=("ids",))
             == []

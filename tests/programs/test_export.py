@@ -22,12 +22,11 @@ from rtseg_jax.models import flops
 from rtseg_jax.programs import export
 from rtseg_jax.programs.shared.command_line import Flags
 from rtseg_jax.weights import bundle
-from tests import tiny_run
-from tests.inference.test_infer import MEAN, STD, VARIANTS, frames, network, unfrozen
+from tests import tiny
+from tests.inference.test_infer import MEAN, STD, frames, network, unfrozen
 from tests.models.filling import filled
-from tests.networks import others_slow
+from tests.networks import COMPILED
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIZE = (64, 128)  # of the tiny run's frames
 
 
@@ -54,7 +53,12 @@ def run_stablehlo(serialised, given):
     return np.asarray(compiled(given))
 
 
-@pytest.mark.parametrize("variant", others_slow(VARIANTS, keep=("enet",)))
+PAPERS = ("eacnet_dabnet", "carnet_mobilenet", "affnet", "asap")
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=[pytest.mark.slow] * (v not in PAPERS)) for v in COMPILED]
+)
 def test_every_network_in_stablehlo(variant):
     """test_infer holds the program that is exported against the network."""
     model, variables = network(variant)
@@ -65,7 +69,7 @@ def test_every_network_in_stablehlo(variant):
 
 
 # One network of each paper: the twins of all are held against the networks by test_torch_parity.
-@pytest.mark.parametrize("variant", ["eacnet_dabnet", "carnet_mobilenet", "affnet", "asap"])
+@pytest.mark.parametrize("variant", PAPERS)
 def test_a_network_of_each_paper_in_onnx(variant, tmp_path):
     model, variables = network(variant)
     classes = run_onnx(in_onnx(tmp_path / "net.onnx", variant), frames())
@@ -154,7 +158,7 @@ def test_comparison_refuses(run, problem):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return tiny_run.write(tmp_path_factory.mktemp("runs") / "run")
+    return tiny.write(tmp_path_factory.mktemp("runs") / "run")
 
 
 @functools.cache
@@ -247,7 +251,7 @@ def test_onnx_file_says_what_it_is(run, tmp_path):
 )
 def test_what_a_program_sees_is_told(run, tmp_path, monkeypatch, capsys, config, size, lines):
     given, *rest = networks.load_run(run)
-    changed = tiny_run.override(given.copy_and_resolve_references(), config)
+    changed = tiny.override(given.copy_and_resolve_references(), config)
     seen = []
     monkeypatch.setattr(networks, "load_run", lambda *_: (changed, *rest))
 
@@ -394,7 +398,7 @@ def test_an_output_that_cannot_be_a_file_is_told_before_the_work(tmp_path, monke
 
 
 def test_frames_of_any_size_need_a_size(tmp_path):
-    workdir = tiny_run.write(tmp_path / "run", input__size=None)
+    workdir = tiny.write(tmp_path / "run", input__size=None)
     with pytest.raises(
         ValueError, match="is for frames of any size; give that of the file's as --size="
     ):
@@ -440,12 +444,8 @@ def test_flags_that_cannot_be_are_one_line(given, problem):
         options_of(*given)
 
 
-def test_program_of_the_command_line(run, tmp_path):
-    command = [sys.executable, "-m", "rtseg_jax", "export", f"--workdir={run}"]
-    result = subprocess.run(
-        [*command, "--format=bundle", f"--output={tmp_path / 'a.safetensors'}"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert result.returncode == 0 and f"written: {tmp_path / 'a'}" in result.stdout
+def test_program_of_the_command_line(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export, "prepare_process", lambda: None)
+    output = tmp_path / "a.safetensors"
+    assert export.PROGRAM([f"--workdir={run}", "--format=bundle", f"--output={output}"]) == 0
+    assert f"written: {output}" in capsys.readouterr().out

@@ -1,9 +1,6 @@
 """The papers' numbers: read as printed, reproduced where they can be, and shown beside ours."""
 
 import json
-import pathlib
-import subprocess
-import sys
 from decimal import Decimal
 
 import pytest
@@ -11,8 +8,6 @@ import pytest
 from rtseg_jax import models
 from rtseg_jax.models import published
 from rtseg_jax.programs import summary
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_records():
@@ -157,25 +152,13 @@ def test_tables():
     assert line.startswith("AFFNet, Table III, SPSSNet, macs: 27.281 G printed, 2.352 G here; ")
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "rtseg_jax", "summary", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-
-
-def test_program():
-    result = run("--variants=erfnet_encoder,dabnet", "--size=64,128", "--json")
-    assert result.returncode == 0, result.stderr
-    rows = json.loads(result.stdout)
+def test_program(capsys):
+    assert summary.PROGRAM.run(["--variants=erfnet_encoder,dabnet", "--size=64,128", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
     assert [row["variant"] for row in rows] == ["erfnet_encoder", "dabnet"]
     assert {"height": 64, "width": 128}.items() <= rows[0].items()
-    result = run("--size=64")
-    assert result.returncode == 1
-    assert "error: size '64' is not HEIGHTxWIDTH in pixels" in result.stderr
+    assert summary.PROGRAM.run(["--size=64"]) == 1
+    assert "error: size '64' is not HEIGHTxWIDTH in pixels" in capsys.readouterr().err
 
 
 def test_every_variant_has_a_printed_count():

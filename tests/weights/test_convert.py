@@ -1,6 +1,5 @@
 """Conversion to and from PyTorch names and layouts: exact, strict, and without torch."""
 
-import os
 import pathlib
 import pickle
 import re
@@ -12,15 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from rtseg_jax import models
-from rtseg_jax.models import flops
 from rtseg_jax.programs import convert
 from rtseg_jax.weights import torch_files
-from tests.networks import shapes
+from tests.networks import COMPILED, shapes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# The two others have the blocks of carnet_resnet50, and more of them.
-SMALLER = [v for v in models.VARIANTS if v not in ("carnet_resnet101", "carnet_resnet152")]
 
 
 def arange(*shape):
@@ -47,14 +42,10 @@ def small():
     }
 
 
-def network_shapes(variant, num_classes=11):
-    return flops.variable_shapes(models.create(variant, num_classes=num_classes))
-
-
 def random_variables(variant, num_classes=11):
     rng = np.random.default_rng(0)
     return jax.tree.map(
-        lambda x: rng.normal(size=x.shape).astype(x.dtype), network_shapes(variant, num_classes)
+        lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes(variant, num_classes)
     )
 
 
@@ -95,9 +86,9 @@ def test_layouts():
     assert all(array.flags.c_contiguous for array in state.values())
 
 
-@pytest.mark.parametrize("variant", SMALLER)
+@pytest.mark.parametrize("variant", COMPILED)
 def test_round_trip(variant):
-    template = network_shapes(variant)
+    template = shapes(variant, 11)
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), template)
     state = torch_files.to_torch(variables)
@@ -108,7 +99,7 @@ def test_round_trip(variant):
     assert {leaf.dtype for leaf in jax.tree.leaves(back)} == {np.dtype("float32")}
 
 
-@pytest.mark.parametrize("variant", SMALLER)
+@pytest.mark.parametrize("variant", COMPILED)
 def test_a_torch_checkpoint(variant, tmp_path):
     """A saved state dict of the twin, num_batches_tracked and all, through a file and back."""
     torch = pytest.importorskip("torch")
@@ -118,7 +109,7 @@ def test_a_torch_checkpoint(variant, tmp_path):
     torch.save(twin.state_dict(), tmp_path / "twin.pt")
     loaded = torch.load(tmp_path / "twin.pt", weights_only=True)
     assert any(name.endswith("num_batches_tracked") for name in loaded)
-    variables = torch_files.from_torch(loaded, network_shapes(variant))
+    variables = torch_files.from_torch(loaded, shapes(variant, 11))
     state = torch_files.to_torch(variables)
     expected = {k: v for k, v in loaded.items() if not k.endswith("num_batches_tracked")}
     assert state.keys() == expected.keys()
@@ -311,25 +302,14 @@ def test_a_missing_package_names_its_extra(package, path, extra, tmp_path, monke
         torch_files.read_state(path)
 
 
-def run(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "rtseg_jax", "convert", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-
-
-def test_program(tmp_path):
+def test_program(tmp_path, monkeypatch, capsys):
     """PyTorch to a bundle and back to PyTorch."""
     state = torch_files.to_torch(random_variables("dabnet"))
     torch_files.save_torch(random_variables("dabnet"), tmp_path / "a.pth")
     shown = ["--mean=1,2,3", "--std=4,5,6"]
-    result = run("a.pth", "b.safetensors", *shown, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == (
+    monkeypatch.chdir(tmp_path)
+    assert convert.PROGRAM.run(["a.pth", "b.safetensors", *shown]) == 0
+    assert capsys.readouterr().out == (
         "dabnet, 11 classes: 754,571 parameters written to b.safetensors\n"
         "sees frames of up to 2097152 pixels, RGB, mean (1, 2, 3), std (4, 5, 6) of 0 to 255\n"
     )
@@ -358,15 +338,16 @@ def test_a_target_that_cannot_be_is_told_first(target, error, message, tmp_path,
         convert.convert("a.pth", target)
 
 
-def test_a_wrong_variant_gets_the_nearest_name(tmp_path):
+def test_a_wrong_variant_gets_the_nearest_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     torch_files.save_torch(random_variables("dabnet"), tmp_path / "a.pth")
     for variant, message in (
         ("dabnett", "did you mean 'dabnet'"),
         ("erfnet", "the state dict does not fit the network: .* more"),
     ):
-        result = run("a.pth", "b.safetensors", f"--variant={variant}", cwd=tmp_path)
-        assert result.returncode == 1 and re.search(message, result.stderr), result.stderr
-        assert len(result.stderr) < 1000
+        assert convert.PROGRAM.run(["a.pth", "b.safetensors", f"--variant={variant}"]) == 1
+        said = capsys.readouterr().err
+        assert re.search(message, said) and len(said) < 1000
 
 
 def test_the_home_folder_is_understood(tmp_path, monkeypatch):
