@@ -1,13 +1,12 @@
-"""DDRNet and PIDNet as their authors name and build them, restated in torch: their files give the same scores here."""
+"""DDRNet and PIDNet as their authors name and build them, restated in torch: their files give the twins the same scores.
 
-import functools
+That the networks equal their twins is held by test_torch_parity, and in training by test_heads.
+"""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rtseg_jax import models
+from rtseg_jax import torch_ref
 from rtseg_jax.weights import torch_files
 from tests.networks import shapes
 
@@ -243,19 +242,17 @@ def test_a_released_file(variant, tmp_path):
     torch.save({**wrapped, "sem_loss.criterion.weight": torch.ones(19)}, tmp_path / "best.pt")
     variables = torch_files.load_torch(tmp_path / "best.pt", shapes(variant, 19))
 
-    image = np.random.default_rng(0).normal(size=(2, 128, 192, 3)).astype(np.float32)
-    given = torch.from_numpy(image.transpose(0, 3, 1, 2)).double()
-    model = models.create(variant, num_classes=19)
+    twin = torch_ref.create(variant, 19)
+    torch_ref.load(twin, torch_files.to_torch(variables))
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, 128, 192)))
     for train in (False, True):
         with torch.inference_mode():
-            expected = dict(zip(theirs.names, theirs.double().train(train)(given), strict=True))
-        mutable = ["batch_stats"] if train else False
-        apply = jax.jit(functools.partial(model.apply, train=train, mutable=mutable))
-        outputs = apply(variables, jnp.asarray(image))
-        for name, x in (outputs[0] if train else outputs).items():
-            want = expected[name].permute(0, 2, 3, 1).numpy()
-            np.testing.assert_allclose(x, want, rtol=0, atol=1e-4 * np.ptp(want))
-    assert set(outputs[0]) == set(theirs.names)
+            expected = dict(zip(theirs.names, theirs.double().train(train)(image), strict=True))
+            outputs = twin.double().train(train).outputs(image)
+        assert set(outputs) == set(theirs.names)
+        for name, x in outputs.items():
+            want = expected[name].numpy()
+            np.testing.assert_allclose(x.numpy(), want, rtol=0, atol=1e-9 * np.ptp(want))
 
 
 def test_ddrnets_imagenet_weights(tmp_path):
