@@ -334,12 +334,6 @@ def test_without_gradio_the_extra_is_named(folder, monkeypatch):
         demo.serve([folder / "first"])
 
 
-def test_a_wrong_flag_is_one_line(folder, capsys):
-    assert demo.PROGRAM.run([f"--workdir={folder / 'first'}", "--size=12"]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: size '12' is not HEIGHTxWIDTH") and said.count("\n") == 1
-
-
 @pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_0(number, monkeypatch, capsys):

@@ -622,9 +622,7 @@ def test_the_program_lists_bad_files_and_ends_with_1(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--network=a", "--workdir=b", "a.png"], "are two names for one thing; give one"),
         (["--workdir=nothing", "--output=out", "a.png"], "nothing: no such folder or file"),
-        (["--workdir=nothing", "--output=out", "--size=12"], "size '12' is not HEIGHTxWIDTH"),
         (["--workdir=nothing", "--output=out", "--write=id"], "choose of ids, masks, overlays"),
     ],
 )
