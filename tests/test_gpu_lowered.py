@@ -16,8 +16,8 @@ from rtseg_jax.inference import program as infer
 from rtseg_jax.models import flops
 from rtseg_jax.train import loop, step
 from tests.inference.test_infer import MEAN, STD, network
+from tests.networks import COMPILED, others_slow
 
-VARIANTS = [v for v in models.VARIANTS if v not in ("carnet_resnet101", "carnet_resnet152")]
 # Convolutions that add nothing: they have no bias, and no norm right behind them.
 BARE = {
     **{"dabnet": 2, "eacnet_dabnet": 2, "eacnet_dabnet_nonlocal": 2, "spssnet": 16, "affnet": 13},
@@ -71,13 +71,14 @@ def convolutions(text):
                 yield users[name] == [("stablehlo.add", result)]
 
 
+@functools.cache
 def frozen(variant):
     model, variables = network(variant)
     program = infer.program(model, variables, mean=MEAN, std=STD, dtype=jnp.bfloat16)
     return lowered(program, jax.ShapeDtypeStruct((1, 72, 136, 3), jnp.uint8))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", others_slow(COMPILED))
 def test_a_bias_is_added_in_the_type_of_its_convolution(variant):
     """Then cuDNN adds it inside, with the ReLU and the residual behind it."""
     found = list(convolutions(frozen(variant)))

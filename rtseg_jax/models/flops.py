@@ -61,9 +61,16 @@ def variable_shapes(model: nn.Module, *, train: bool = True) -> dict[str, Any]:
     """Shapes of a network's variables, {"params": ..., "batch_stats": ...}; they depend on no image size.
 
     Args:
-        model: The network.
+        model: The network; equal ones are traced once, which takes seconds.
         train: Whether those of its training heads are among them.
     """
+    return jax.tree.map(
+        lambda leaf: leaf, _traced(model, train)
+    )  # dictionaries of the caller's own
+
+
+@functools.cache
+def _traced(model: nn.Module, train: bool) -> dict[str, Any]:
     key = jax.random.key(0)
     return jax.eval_shape(
         functools.partial(model.init, train=train),

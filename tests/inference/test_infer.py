@@ -15,23 +15,15 @@ from rtseg_jax.nn.conv import Conv, ConvTranspose, DepthwiseConv
 from rtseg_jax.nn.norm import BatchNorm, BatchNormPReLU
 from rtseg_jax.nn.resize import resize_bilinear, upsample_argmax
 from tests.models.filling import filled
-from tests.networks import others_slow
+from tests.networks import COMPILED, others_slow, shapes
 
 MEAN, STD = (105.0, 110.0, 120.0), (60.0, 55.0, 50.0)
-# Depths that only repeat a block are left to the networks that are quick to compile.
-VARIANTS = [v for v in models.VARIANTS if v not in ("carnet_resnet101", "carnet_resnet152")]
 
 
 @functools.cache
 def network(variant, num_classes=11):
-    model = models.create(variant, num_classes=num_classes)
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(
-        functools.partial(model.init, train=True),
-        {"params": key, "dropout": key},
-        jnp.zeros((1, 64, 64, 3)),
-    )
-    return model, jax.tree.map(jnp.asarray, filled(shapes))
+    variables = filled(shapes(variant, num_classes))
+    return models.create(variant, num_classes=num_classes), jax.tree.map(jnp.asarray, variables)
 
 
 @functools.cache
@@ -48,7 +40,7 @@ def unfrozen(model, variables, images, size=None):
     return np.asarray(predict(variables, jnp.asarray(images)))
 
 
-@pytest.mark.parametrize("variant", others_slow(VARIANTS, keep=("enet", "stdc1")))
+@pytest.mark.parametrize("variant", others_slow(COMPILED, keep=("enet", "stdc1")))
 def test_frozen_network_gives_what_the_trained_one_gives(variant):
     model, variables = network(variant)
     wanted = unfrozen(model, variables, frames())

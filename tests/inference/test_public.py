@@ -54,6 +54,10 @@ def written(name, path, *, heads=True, count=None):
     return variant, options, variables, count
 
 
+# With a size of its own, and with aligned corners; that classes are those of the scores is held by test_infer.
+MAPPED = ("ERFNet as its authors released it", "Fast-SCNN of Tramac")
+
+
 @pytest.mark.parametrize("name", public.USES)
 def test_a_bundle_computes_what_the_authors_code_does(name, tmp_path, capsys):
     """Two commands; the twin, shown the image as theirs is, has the same scores."""
@@ -87,6 +91,8 @@ def test_a_bundle_computes_what_the_authors_code_does(name, tmp_path, capsys):
     logits = infer.freeze(network.model, network.variables, (1, 96, 160), output="logits", **shown)
     spread = np.ptp(expected, axis=(0, 1)).max()  # of a class; between classes it can be larger
     np.testing.assert_allclose(logits(frame[None])[0], expected, rtol=0, atol=1e-3 * spread)
+    if name not in MAPPED:
+        return
     classes = network.seeing(size)(frame)
     best = np.take_along_axis(expected, classes[..., None].astype(int), -1)[..., 0]
     assert (expected.max(-1) - best).max() <= 1e-4 * np.ptp(expected)

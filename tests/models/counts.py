@@ -44,6 +44,3 @@ STRIDE = {name: 8 for name in PARAMETERS} | {
     "carnet_resnet152": 4,
     "carnet_mobilenet": 4,
 }
-
-# Those whose gradients the suite compiles; the two others have the blocks of carnet_resnet50, and more of them.
-COMPILED = [name for name in PARAMETERS if name not in ("carnet_resnet101", "carnet_resnet152")]

@@ -13,6 +13,7 @@ from rtseg_jax.models import eacnet
 from rtseg_jax.nn import losses
 from rtseg_jax.weights import torch_files
 from tests import torch_losses
+from tests.networks import shapes
 
 torch = pytest.importorskip("torch")
 
@@ -22,15 +23,9 @@ CLASSES = 19
 # 145x161 is odd at every scale: 73x81, 37x41, 19x21. Each pool beside a stride-2 convolution meets
 # an odd size, the attention's pool drops a row and a column, and ERFNet's decoder overshoots by 7.
 # The map at stride 8 is larger than the greatest dilation (16), so its outer taps read the map.
-SIZES = ((64, 128), (145, 161))
-
-
-def shapes(model):
-    key = jax.random.key(0)
-    init = functools.partial(model.init, train=True)
-    return jax.eval_shape(
-        init, {"params": key, "dropout": key}, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    )
+ODD, EVEN = (145, 161), (64, 128)
+# One network of each paper sees an even size, too.
+SIZES = dict.fromkeys(("eacnet_dabnet", "carnet_mobilenet", "affnet", "asap"), (EVEN, ODD))
 
 
 def fill(template, seed):
@@ -62,7 +57,7 @@ def fill(template, seed):
 def twins(variant, **options):
     """The Flax network, variables for it, and the PyTorch network that holds the same."""
     model = models.create(variant, num_classes=CLASSES, **options)
-    variables = fill(shapes(model), seed=list(PARAMETERS).index(variant))
+    variables = fill(shapes(variant, CLASSES, **options), seed=list(PARAMETERS).index(variant))
     twin = torch_ref.create(variant, CLASSES, **options)
     state = {
         name: torch.from_numpy(array) for name, array in torch_files.to_torch(variables).items()
@@ -76,7 +71,8 @@ def twins(variant, **options):
 @pytest.mark.parametrize("variant", PARAMETERS)
 def test_counts(variant):
     for num_classes, count in PARAMETERS[variant].items():
-        twin = torch_ref.create(variant, num_classes)
+        with torch.device("meta"):
+            twin = torch_ref.create(variant, num_classes)
         assert sum(p.numel() for p in twin.parameters()) == count
 
 
@@ -97,12 +93,17 @@ def test_unknown_names():
         torch_ref.create("eacnet_dabnet", 19, backbone="resnet")
 
 
-@pytest.mark.parametrize("variant", PARAMETERS)
+DEEP = ("carnet_resnet101", "carnet_resnet152")  # the blocks of carnet_resnet50, and more of them
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=[pytest.mark.slow] * (v in DEEP)) for v in PARAMETERS]
+)
 def test_logits(variant):
     model, variables, twin = twins(variant)
     twin.eval().double()  # so that all that differs is our own rounding
     apply = jax.jit(functools.partial(model.apply, train=False))
-    for h, w in SIZES:
+    for h, w in SIZES.get(variant, (ODD,)):
         image = np.random.default_rng(h).normal(size=(2, h, w, 3)).astype(np.float32)
         ours = apply(variables, image)["logits"]
         with torch.inference_mode():
@@ -160,12 +161,10 @@ def test_attention_matters(variant):
     assert (spread > 0.002).all()  # the tolerance there is 1e-4
 
 
-def ours_and_theirs(model, variables, twin, label, weights):
-    """Loss, gradient by torch's names and running statistics by torch's names: ours, then torch's."""
-    b, h, w = label.shape
-    image = np.random.default_rng(1).normal(size=(b, h, w, 3)).astype(np.float32)
+@functools.cache
+def training(model, weights):
+    """A function (params, batch_stats, image, label), jitted: ((loss, new batch_stats), gradient)."""
 
-    @jax.jit
     def step(params, batch_stats, image, label):
         def objective(params):
             outputs, changed = model.apply(
@@ -186,10 +185,16 @@ def ours_and_theirs(model, variables, twin, label, weights):
 
         return jax.value_and_grad(objective, has_aux=True)(params)
 
-    (loss, batch_stats), gradient = step(
+    return jax.jit(step)
+
+
+def ours_and_theirs(model, variables, twin, label, weights):
+    """Loss, gradient by torch's names and running statistics by torch's names: ours, then torch's."""
+    b, h, w = label.shape
+    image = np.random.default_rng(1).normal(size=(b, h, w, 3)).astype(np.float32)
+    (loss, batch_stats), gradient = training(model, weights)(
         variables["params"], variables["batch_stats"], image, label
     )
-
     twin.train()
     twin.zero_grad()
     logits = torch_ref.upsample(twin(torch.from_numpy(image.transpose(0, 3, 1, 2))), (h, w))

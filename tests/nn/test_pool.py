@@ -146,6 +146,7 @@ def test_global_max_gives_equal_values_one_gradient():
     assert np.max(gradient) == 1
 
 
+@pytest.mark.slow  # test_models asks for the same of AFFNet's whole loss, in this process
 def test_gradient_of_a_maximum_survives_a_value_that_is_computed_anew():
     """At the compiler's lowest level of optimisation, this network's maxima are rounded otherwise when met again."""
     code = """

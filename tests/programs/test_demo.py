@@ -424,7 +424,7 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(served, tmp_path_factory):
+def server(browser, served, tmp_path_factory):
     if importlib.util.find_spec("gradio") is None:
         pytest.skip("needs gradio")
     place = tmp_path_factory.mktemp("server")

@@ -306,7 +306,7 @@ def test_program(tmp_path, monkeypatch, capsys):
     """PyTorch to a bundle and back to PyTorch."""
     state = torch_files.to_torch(random_variables("dabnet"))
     torch_files.save_torch(random_variables("dabnet"), tmp_path / "a.pth")
-    shown = ["--mean=1,2,3", "--std=4,5,6"]
+    shown = ["--variant=dabnet", "--mean=1,2,3", "--std=4,5,6"]
     monkeypatch.chdir(tmp_path)
     assert convert.PROGRAM.run(["a.pth", "b.safetensors", *shown]) == 0
     assert capsys.readouterr().out == (
@@ -353,5 +353,5 @@ def test_a_wrong_variant_gets_the_nearest_name(tmp_path, monkeypatch, capsys):
 def test_the_home_folder_is_understood(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     torch_files.save_torch(random_variables("dabnet"), tmp_path / "a.pth")
-    convert.convert("~/a.pth", "~/b.pth", mean=(1, 2, 3), std=(4, 5, 6))
+    convert.convert("~/a.pth", "~/b.pth", variant="dabnet", mean=(1, 2, 3), std=(4, 5, 6))
     assert torch_files.read_state(tmp_path / "b.pth")
