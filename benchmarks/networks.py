@@ -1,8 +1,8 @@
 """All networks at 512x1024 in one table, benchmarks/networks.md: size, work, CPU beside PyTorch, a GPU on paper.
 
-    rtseg bench --backend=jax,torch --output=benchmarks/networks.jsonl --table=bench.md
-    python benchmarks/gpu_paper.py --resume
-    python benchmarks/networks.py
+rtseg bench --backend=jax,torch --output=benchmarks/networks.jsonl --table=bench.md
+python benchmarks/gpu_paper.py --resume
+python benchmarks/networks.py
 """
 
 import json
