@@ -724,9 +724,11 @@ def in_memory(lines: dict[Case, dict[str, Any]]) -> str:
     def cells(found):
         if not found:
             return "", ""
-        parts = f"`accumulate={found[-1]['accumulate']}`: {needs(found[-1])}"
-        answer = "no" if not fits(found[-1]) else parts if len(found) > 1 else "yes"
-        return needs(found[0]), answer
+        last = found[-1]
+        if not fits(last):
+            return needs(found[0]), "in more parts" if in_more_parts(key(last), last) else "no"
+        parts = f"`accumulate={last['accumulate']}`: {needs(last)}"
+        return needs(found[0]), parts if len(found) > 1 else "yes"
 
     rows = []
     for name in CONFIGS:
@@ -745,7 +747,7 @@ cuDNN's workspaces. Where the whole batch does not fit, `accumulate` sends it th
 sees one at a time; the table says in how many, and what that takes:
 
 ```bash
-python -m rtseg_jax.main --config=configs/ddrnet23_slim.py:cityscapes --config.accumulate=2 --config.input.root=DIR
+python -m rtseg_jax.main --config=configs/stdc.py:stdc1,cityscapes --config.accumulate=3 --config.input.root=DIR
 ```
 
 `--config.remat=True` saves activations too, for the time of a second forward pass. `--config.input.mode=resident` adds the data
