@@ -11,10 +11,10 @@ lint:
 	$(PYTHON) -m ruff format --check .
 
 test:
-	$(PYTHON) -m pytest -q -n 2 --dist loadfile --durations=40
+	$(PYTHON) -m pytest -q -n 2 --dist worksteal --durations=40
 
 check-all: lint  ## the tests that are marked slow, too
-	$(PYTHON) -m pytest -q -n 2 --dist loadfile --durations=40 -m "slow or not slow"
+	$(PYTHON) -m pytest -q -n 2 --dist worksteal --durations=40 -m "slow or not slow"
 
 check-gpu:  ## what GPUs are given, in programs compiled without one: needs the extra gpu-compile, takes minutes
 	$(PYTHON) -m pytest -q -n 0 -m "slow or not slow" tests/test_gpu_compiled.py
@@ -32,4 +32,4 @@ torture:  ## kills runs at random moments and damages what they need; tells what
 check-latest:  ## the suite on another interpreter, with the newest jax that it takes
 	$(LATEST) -m venv .venv-latest
 	.venv-latest/bin/pip install -q -e ".[test]"
-	.venv-latest/bin/python -m pytest -q -n 2 --dist loadfile
+	.venv-latest/bin/python -m pytest -q -n 2 --dist worksteal
