@@ -35,42 +35,6 @@ MAX_PIXELS = 1024 * 2048  # a frame of Cityscapes
 MIN_SIDE = 32  # the coarsest stride of the networks
 
 
-def load_run(workdir: pathlib.Path, which: str = "best") -> tuple[ConfigDict, Any, Any, int]:
-    """Reads a finished or running run: its config, network, variables and the step they are from.
-
-    Args:
-        workdir: The run's folder.
-        which: "best" (by mIoU on the evaluation split), "latest", or a step.
-
-    Raises:
-        FileNotFoundError: no run, or no checkpoint in it.
-        ValueError: a step that is not kept.
-    """
-    config = settings.read(workdir)
-    if not (workdir / checkpoint.FOLDER).is_dir():
-        raise FileNotFoundError(
-            f"{workdir} holds no {checkpoint.FOLDER}/; train with that workdir first"
-        )
-    with checkpoint.open_manager(workdir, read_only=True) as manager:
-        latest, steps = manager.latest_step(), manager.all_steps()
-        if latest is None:
-            raise FileNotFoundError(f"{workdir / checkpoint.FOLDER} holds no checkpoint yet")
-        named = {"best": checkpoint.best_or_latest(manager), "latest": latest}
-        at = named.get(which, int(which) if which.isdigit() else None)
-        if at not in steps:
-            raise ValueError(
-                f"no checkpoint '{which}' in {workdir}; choose best, latest or one of {sorted(steps)}"
-            )
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        variables = checkpoint.restore_variables(manager, at, sharding)
-    model = models.create(
-        config.model.name,
-        num_classes=class_table(workdir, config).num_classes,
-        **settings.model_options(config),
-    )
-    return config, model, variables, at
-
-
 def class_table(workdir: pathlib.Path, config: ConfigDict) -> ClassTable:
     """The classes of a run: its own list, or that of its data set for a run of before there was one."""
     path = workdir / "classes.json"
@@ -424,11 +388,7 @@ def load(place: str | os.PathLike[str], checkpoint: str = "best", **given: Any) 
     if not path.exists() and path.name in shipped():
         path = shipped()[path.name]
     if path.is_dir():
-        config, model, variables, step = load_run(path, checkpoint)
-        facts = {"source": path.name, "scores": _scores(path, config, step)}
-        return Network(
-            model, variables, class_table(path, config), config, step, view(config), facts=facts
-        )
+        return _of_run(path, checkpoint)
     if str(place).startswith("hf://") or path.suffix in torch_files.TORCH_FILES:
         return of_public(place, **given)
     if not path.is_file():
@@ -440,6 +400,30 @@ def load(place: str | os.PathLike[str], checkpoint: str = "best", **given: Any) 
     if path.suffix == ".safetensors" and not bundle.is_bundle(path):
         return of_public(place, **given)
     return _of_bundle(path)
+
+
+def _of_run(workdir: pathlib.Path, which: str) -> Network:
+    config = settings.read(workdir)
+    if not (workdir / checkpoint.FOLDER).is_dir():
+        raise FileNotFoundError(
+            f"{workdir} holds no {checkpoint.FOLDER}/; train with that workdir first"
+        )
+    with checkpoint.open_manager(workdir, read_only=True) as manager:
+        latest, steps = manager.latest_step(), manager.all_steps()
+        if latest is None:
+            raise FileNotFoundError(f"{workdir / checkpoint.FOLDER} holds no checkpoint yet")
+        named = {"best": checkpoint.best_or_latest(manager), "latest": latest}
+        step = named.get(which, int(which) if which.isdigit() else None)
+        if step not in steps:
+            raise ValueError(
+                f"no checkpoint '{which}' in {workdir}; choose best, latest or one of {sorted(steps)}"
+            )
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        variables = checkpoint.restore_variables(manager, step, sharding)
+    table, options = class_table(workdir, config), settings.model_options(config)
+    model = models.create(config.model.name, num_classes=table.num_classes, **options)
+    facts = {"source": workdir.name, "scores": _scores(workdir, config, step)}
+    return Network(model, variables, table, config, step, view(config), facts=facts)
 
 
 def _scores(workdir: pathlib.Path, config: ConfigDict, step: int) -> dict[str, float | None]:

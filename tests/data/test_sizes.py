@@ -280,5 +280,4 @@ def test_two_steps_and_an_evaluation(tmp_path, tiny_network, make, given, evalua
     names = folder.read_classes(tmp_path / "run" / "classes.json").class_names
     assert names == eval_set.table.class_names == tuple(report["iou"])
     (tmp_path / "data").rename(tmp_path / "moved")
-    _, model, _, _ = networks.load_run(tmp_path / "run")
-    assert model.num_classes == classes
+    assert networks.load(tmp_path / "run").model.num_classes == classes

@@ -39,7 +39,7 @@ def report_of(run, output, **options):
 
 
 def images_and_labels(run):
-    config, *_ = networks.load_run(run)
+    config = networks.load(run).config
     dataset = data.load(
         "streets", root=None, split="val", size=(64, 128), num_examples=3, seed=1234
     )
@@ -57,8 +57,9 @@ def confusion_of(labels, classes):
 @pytest.fixture(scope="module")
 def probabilities(run):
     """(frames, size seen) -> softmax at the frames' size by the network itself, not frozen."""
-    config, model, variables, _ = networks.load_run(run)
-    given = {"mean": config.augment.mean, "std": config.augment.std}
+    trained = networks.load(run)
+    model, variables, augment = trained.model, trained.variables, trained.config.augment
+    given = {"mean": augment.mean, "std": augment.std}
 
     @functools.partial(jax.jit, static_argnums=1)
     def probabilities(images, size):
@@ -100,10 +101,11 @@ def test_the_class_of_the_highest_mean_probability(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_plain_evaluation_is_the_frozen_networks_own_answer(run, tmp_path, dtype):
-    config, model, variables, _ = networks.load_run(run)
+    trained = networks.load(run)
+    augment = trained.config.augment
     images, labels = images_and_labels(run)
-    given = {"mean": config.augment.mean, "std": config.augment.std, "dtype": jnp.dtype(dtype)}
-    frozen = infer.freeze(model, variables, (2, 64, 128), **given)
+    given = {"mean": augment.mean, "std": augment.std, "dtype": jnp.dtype(dtype)}
+    frozen = infer.freeze(trained.model, trained.variables, (2, 64, 128), **given)
     padded = np.concatenate([images, 0 * images[:1]])
     classes = np.concatenate([frozen(padded[:2]), frozen(padded[2:])])[:3]
     report = report_of(run, tmp_path, dtype=dtype)

@@ -126,7 +126,7 @@ def test_checkpoints_are_told_apart_and_the_best_of_a_run_comes_first(folder, tm
         "deep/b · step 7, best, latest · val mIoU 50.00 % · tiny",
     ]
     for which, step in (("best", 3), ("latest", 1200)):
-        assert networks.load_run(tmp_path / "a", which)[3] == step
+        assert networks.load(tmp_path / "a", which).step == step
 
 
 def test_folders_without_checkpoints_are_refused(folder, tmp_path):

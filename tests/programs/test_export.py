@@ -1,5 +1,6 @@
 """What is exported is the network: every one in StableHLO and ONNX, run where this project is not, refused if it differs."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -164,10 +165,12 @@ def run(tmp_path_factory):
 
 @functools.cache
 def predicted(workdir, batch):
-    config, model, variables, _ = networks.load_run(workdir)
-    options = {"mean": config.augment.mean, "std": config.augment.std}
+    trained = networks.load(workdir)
+    options = {"mean": trained.config.augment.mean, "std": trained.config.augment.std}
     given = smooth_frames(batch, SIZE)[:, ::-1]
-    return given, np.asarray(infer.freeze(model, variables, given.shape[:3], **options)(given))
+    return given, np.asarray(
+        infer.freeze(trained.model, trained.variables, given.shape[:3], **options)(given)
+    )
 
 
 STANDALONE = """
@@ -251,10 +254,11 @@ def test_onnx_file_says_what_it_is(run, tmp_path):
     ],
 )
 def test_what_a_program_sees_is_told(run, tmp_path, monkeypatch, capsys, config, size, lines):
-    given, *rest = networks.load_run(run)
-    changed = tiny.override(given.copy_and_resolve_references(), config)
+    trained = networks.load(run)
+    changed = tiny.override(trained.config.copy_and_resolve_references(), config)
+    other = dataclasses.replace(trained, config=changed)
     seen = []
-    monkeypatch.setattr(networks, "load_run", lambda *_: (changed, *rest))
+    monkeypatch.setattr(networks, "load", lambda *_: other)
 
     def onnx(path, *_, size, **__):
         seen.append(size)
@@ -283,8 +287,8 @@ def test_predict_shows_what_the_file_does_with_the_options_that_are_told(run, tm
 def test_half_precision_is_a_smaller_file(run, tmp_path, format, dtype, capsys):
     export.export_run(run, format=format, output=tmp_path / "half", dtype=dtype, platforms=["cpu"])
     printed = capsys.readouterr().out
-    config, _, variables, _ = networks.load_run(run)
-    bundle.save(tmp_path / "whole", variables, config.to_dict(), classes=[])
+    trained = networks.load(run)
+    bundle.save(tmp_path / "whole", trained.variables, trained.config.to_dict(), classes=[])
     assert (tmp_path / "half").stat().st_size < 0.7 * (tmp_path / "whole").stat().st_size
     assert 97 < float(printed.partition("batch 1: ")[2].partition(" %")[0]) <= 100
 
@@ -292,17 +296,14 @@ def test_half_precision_is_a_smaller_file(run, tmp_path, format, dtype, capsys):
 def test_weights_read_back_are_those_of_the_run(run, tmp_path, capsys):
     export.export_run(run, format="bundle", output=tmp_path / "a.safetensors")
     assert "found equal" in capsys.readouterr().out
-    read = networks.load(tmp_path / "a.safetensors")
-    config, model, variables = read.config, read.model, read.variables
-    assert read.table == networks.load(run).table and read.step == 7
-    assert config.augment.mean == networks.load_run(run)[0].augment.mean  # a tuple
-    wanted_config, wanted_model, wanted, _ = networks.load_run(run)
-    wanted_config = wanted_config.to_dict()
-    wanted_config["input"]["root"] = ""  # a place on another's machine
-    assert json.dumps(config.to_dict()) == json.dumps(wanted_config)
-    assert model == wanted_model
-    assert jax.tree.structure(variables) == jax.tree.structure(wanted)
-    jax.tree.map(np.testing.assert_array_equal, variables, wanted)
+    read, wanted = networks.load(tmp_path / "a.safetensors"), networks.load(run)
+    assert (read.table, read.step, read.model) == (wanted.table, 7, wanted.model)
+    assert read.config.augment.mean == wanted.config.augment.mean  # a tuple
+    config = wanted.config.to_dict()
+    config["input"]["root"] = ""  # a place on another's machine
+    assert json.dumps(read.config.to_dict()) == json.dumps(config)
+    assert jax.tree.structure(read.variables) == jax.tree.structure(wanted.variables)
+    jax.tree.map(np.testing.assert_array_equal, read.variables, wanted.variables)
 
 
 def test_a_network_that_is_read_back_can_be_static(tmp_path):
@@ -362,9 +363,9 @@ def test_a_file_that_differs_is_not_written_and_the_old_one_stays(run, tmp_path,
 
 
 def _frozen(run, shape, *, output, **seen):
-    _, model, variables, _ = networks.load_run(run)
+    trained = networks.load(run)
     assert output == "logits"
-    return lambda given: unfrozen(model, variables, given)
+    return lambda given: unfrozen(trained.model, trained.variables, given)
 
 
 def test_a_platform_that_is_not_here_is_told(run, tmp_path, capsys):
@@ -388,7 +389,7 @@ def test_impossible_wishes_are_one_line(run, tmp_path, options, problem):
 
 
 def test_an_output_that_cannot_be_a_file_is_told_before_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(networks, "load_run", None)
+    monkeypatch.setattr(networks, "load", None)
     (tmp_path / "file").write_text("x")
     for name, problem in (
         ("", "is a folder; give a file, as .*net.onnx"),

@@ -348,7 +348,7 @@ def test_predicted_classes_are_the_evaluated_ones(run, tmp_path, monkeypatch):
     maps = {}
     monkeypatch.setattr(evaluate, "write_overlays", lambda folder, dataset, m: maps.update(m))
     evaluate.evaluate_run(run, split="val", which="best", output=tmp_path, batch_size=1, overlays=3)
-    config, *_ = networks.load_run(run)
+    config = networks.load(run).config
     dataset = data.load(
         config.input.dataset, root=None, split="val", size=config.input.size,
         num_examples=config.input.num_eval, seed=config.seed,
