@@ -308,8 +308,17 @@ def shown(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def dataset_arguments(
     config: ml_collections.ConfigDict, split: str, *, training: bool = False
 ) -> dict[str, Any]:
-    """The arguments of data.load for a split: whole frames, or what is trained on."""
+    """The arguments of data.load for a split: whole frames, or what is trained on.
+
+    Raises:
+        ValueError: the config is that of a network of others, which brings no data.
+    """
     given = config.input
+    if "train_split" not in given:
+        raise ValueError(
+            f"this {config.model.name} brings no data; give their config, as --config=eacnet:camvid"
+            " --config.input.root=DIR"
+        )
     return {
         "name": given.dataset,
         "root": given.root,

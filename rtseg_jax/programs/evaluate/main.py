@@ -12,7 +12,7 @@ softmax probabilities, each upsampled to the frame's size as logits.
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ from rtseg_jax.inference.evaluator import (
     write_overlays,
     write_report,
 )
-from rtseg_jax.inference.network import OWN, Pair, check_classes, classifier, load
+from rtseg_jax.inference.network import OWN, Network, Pair, check_classes, classifier, load
 from rtseg_jax.programs.evaluate import submission
 from rtseg_jax.programs.shared.command_line import (
     Flags,
@@ -93,89 +93,104 @@ def evaluate_run(
     """
     check_folder(output, "output")
     network = load(place, which)
-    config = network.config
-    source = config if of is None else of
-    if "train_split" not in source.input:
-        raise ValueError(
-            f"{place} brings no data; give their config, as --config=eacnet:camvid --config.input.root=DIR"
-        )
+    source = network.config if of is None else of
     if root is not None:
         source.input.root = root
     if official and submit is None:
         submit = output / "submission"
-    arguments = settings.dataset_arguments(source, split)
-    seen = config.eval.size if size is None else size
-    if submit is not None:
-        _check_submission(source, arguments, submit)
-        seen = seen or arguments["size"]
-        arguments.update(size=None, patches=None, num_examples=None)
+    dataset, resized = _dataset(source, split, submit)
+    seen = (network.config.eval.size if size is None else size) or resized
     seen = None if seen == OWN else seen
-    dataset = data.load(**arguments)
     check_classes(network.table, dataset)
     if official:
         submission.check_truths(absolute(source.input.root), split, dataset.names)
-    classify = classifier(
-        network.model,
-        network.variables,
-        seen=lambda frame: seen,
-        scales=scales,
-        flip=flip,
-        dtype=jnp.dtype(dtype),
-        **settings.shown(config),
-    )
+    how = {"scales": scales, "flip": flip, "dtype": dtype}
     multiple = source.eval.get("multiple", 0)
     readable, wrong = pipeline.leaving_out(dataset, one_size=not multiple and batch_size > 1)
-    batches = pipeline.eval_batches(readable, batch_size, multiple=multiple)
+    confusion, maps = evaluate(
+        _counting(network, seen, **how),
+        pipeline.eval_batches(readable, batch_size, multiple=multiple),
+        network.table.num_classes,
+        spread(len(dataset), overlays),
+        None if submit is None else _submitting(submit, dataset),
+    )
+    confusion = confusion[: dataset.table.num_classes]
     if submit is not None:
         max_bad = 0
     elif max_bad is None:
         max_bad = source.input.get("max_bad", 0)
-    visit = None
-    if submit is not None:
-        submit.mkdir(parents=True, exist_ok=True)
-
-        def visit(index, classes):
-            submission.write(submit, dataset.names[index], classes)
-
-    confusion, maps = evaluate(
-        counting(classify, network.table.num_classes),
-        batches,
-        network.table.num_classes,
-        spread(len(dataset), overlays),
-        visit,
-    )
-    confusion = confusion[: dataset.table.num_classes]
     names = left_out(dataset, wrong, max_bad)
-    output.mkdir(parents=True, exist_ok=True)
+    for i in wrong:
+        maps.pop(i, None)
     facts = {
         "model": network.name,
         "step": network.step,
         "workdir": str(place),
         "size": seen or dataset.size,
-        "scales": scales,
-        "flip": flip,
-        "dtype": dtype,
+        **how,
         "left_out": names,
     }
     print(
         f"{network.name}, step {network.step}, {dataset.table.name} {split}, {len(dataset) - len(names)} images"
     )
-    for i in wrong:
-        print(f"left out: {wrong[i]}")
+    for why in wrong.values():
+        print(f"left out: {why}")
     if submit is not None:
         _pack_submission(submit, dataset.names)
     if official:
         facts["official"] = _official(submit, absolute(source.input.root), dataset)
+    return _write(output, network, dataset, confusion, maps, facts)
+
+
+def _counting(network: Network, seen: Pair | None, *, dtype: str, **how: Any) -> Callable:
+    """The step of an evaluation, in which the network sees the size `seen` of frames, None for their own."""
+    classify = classifier(
+        network.model,
+        network.variables,
+        seen=lambda frame: seen,
+        dtype=jnp.dtype(dtype),
+        **how,
+        **settings.shown(network.config),
+    )
+    return counting(classify, network.table.num_classes)
+
+
+def _submitting(folder: pathlib.Path, dataset: Dataset) -> Callable[[int, np.ndarray], None]:
+    """A function that writes the class map of an image for the server."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return lambda index, classes: submission.write(folder, dataset.names[index], classes)
+
+
+def _write(
+    output: pathlib.Path,
+    network: Network,
+    dataset: Dataset,
+    confusion: np.ndarray,
+    maps: dict[int, np.ndarray],
+    facts: dict[str, Any],
+) -> metrics.Scores:
+    """Writes evaluation.json and overlays/, and prints the table."""
+    output.mkdir(parents=True, exist_ok=True)
     result = write_report(output / "evaluation.json", confusion, dataset, **facts)
-    maps = {i: classes for i, classes in maps.items() if i not in wrong}
-    dataset = dataclasses.replace(dataset, table=network.table)
-    write_overlays(output / "overlays", dataset, maps)
+    write_overlays(output / "overlays", dataclasses.replace(dataset, table=network.table), maps)
     if confusion.any():
-        print(table(result, dataset.table.class_names))
+        print(table(result, network.table.class_names))
     else:
         print("no pixel of this split is labelled: there are no scores")
     print(f"written: {output / 'evaluation.json'}, {output / 'overlays'}")
     return result
+
+
+def _dataset(
+    config: ConfigDict, split: str, submit: pathlib.Path | None
+) -> tuple[Dataset, Pair | None]:
+    """The split; for a submission at the files' own size, and the size that they would have been brought to."""
+    arguments = settings.dataset_arguments(config, split)
+    if submit is None:
+        return data.load(**arguments), None
+    _check_submission(config, arguments, submit)
+    whole = arguments | {"size": None, "patches": None, "num_examples": None}
+    return data.load(**whole), arguments["size"]
 
 
 def _check_submission(config: ConfigDict, arguments: dict[str, Any], folder: pathlib.Path) -> None:

@@ -73,8 +73,6 @@ def _examiner(run: runs.Run, root: str | None) -> tuple[Dataset, Callable[[Datas
     given = run.evaluation
     network = networks.load(run.place, str(given["step"]))
     config = network.config
-    if "train_split" not in config.input:
-        raise ValueError(f"{run.name} brings no data")
     if root is not None:
         config.input.root = root
     dataset = data.load(**settings.dataset_arguments(config, given["split"]))
