@@ -32,11 +32,15 @@ def normal(*shape, seed=0):
 
 
 def jax_and_gradients(function, x, kernel, g):
+    """The value, in training's form and in that of inference, which agree, and the gradients."""
+
     def run(x, kernel, g):
         y, vjp = jax.vjp(function, x, kernel)
-        return y, *vjp(g)
+        return (y, *vjp(g)), function(x, kernel)
 
-    return jax.jit(run)(*map(jnp.asarray, (x, kernel, g)))
+    found, alone = jax.jit(run)(*map(jnp.asarray, (x, kernel, g)))
+    np.testing.assert_allclose(alone, found[0], rtol=1e-5, atol=1e-5 * np.abs(alone).max())
+    return found
 
 
 def torch_and_gradients(function, x, kernel, g, layout):
@@ -82,6 +86,20 @@ def test_conv_and_its_gradients_match_torch(
         kernel,
         g,
         (3, 2, 0, 1),
+    )
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(25, 28), (35, 29), (14, 5), (12, 16)])
+def test_channels_that_fill_no_vectors(inputs, outputs, strides, platform):
+    x, kernel = normal(2, 9, 12, inputs), normal(3, 3, inputs, outputs)
+    options = {"strides": strides, "padding": (2, 2), "kernel_dilation": (2, 2)}
+    size = conv.conv2d(jnp.asarray(x), jnp.asarray(kernel), **options).shape
+    g = normal(*size, seed=1)
+    ours = jax_and_gradients(lambda x, k: conv.conv2d(x, k, **options), x, kernel, g)
+    theirs = torch_and_gradients(
+        lambda x, k: F.conv2d(x, k, None, strides, 2, 2), x, kernel, g, (3, 2, 0, 1)
     )
     assert_close(ours, theirs)
 
