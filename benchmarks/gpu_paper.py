@@ -1,8 +1,8 @@
 """What a GPU is given, read from programs that are compiled for GPUs which are not there.
 
     python benchmarks/gpu_paper.py --resume                       # what gpu_paper.jsonl lacks; then the two pages
-    python benchmarks/gpu_paper.py --only='frames asap' --target=a100 --dtype=float32
-    python benchmarks/gpu_paper.py --only='fit .*enet' --resume   # a config's memory on a Colab T4
+    python benchmarks/gpu_paper.py --only='^frames asap .* a100'
+    python benchmarks/gpu_paper.py --only='^step .*enet.* t4' --resume  # configs' memory on a Colab T4
 
 XLA needs a description of a GPU, not the GPU, to compile for it. So this compiles networks' frozen programs (one frame of
 uint8 in, its class map out), and configs' training steps, and reads in the result: kernels (a loop's once for each turn, of a
@@ -625,10 +625,15 @@ def lines_of(path: pathlib.Path) -> dict[Case, dict[str, Any]]:
     return {key(line): line for line in lines}
 
 
-def figures(line: dict[str, Any]) -> tuple[Any, ...]:
-    """The cells of a line that every table has."""
-    inside = f"{line['fused']}/{line['convolutions']}"
-    return line["kernels"], inside, f"{line['gbytes']:.3f}", f"{line['us']:.0f}"
+def figures(line: dict[str, Any], before: dict[str, Any] | None = None) -> tuple[str, ...]:
+    """The cells of a line that every table has, behind those of the code before it had forms for a GPU."""
+    cells = (
+        str(line["kernels"]),
+        f"{line['fused']}/{line['convolutions']}",
+        f"{line['gbytes']:.2f}",
+        f"{line['us']:.0f}",
+    )
+    return tuple(map(" → ".join, zip(figures(before), cells, strict=True))) if before else cells
 
 
 def measured() -> dict[str, float]:
@@ -648,7 +653,7 @@ def in_paper(lines: dict[Case, dict[str, Any]]) -> str:
     from rtseg_jax.programs.shared import tables
 
     frames, others, steps, ratios = [], [], [], []
-    ran = measured()
+    ran, before = measured(), lines_of(HERE / "gpu_paper_before.jsonl")
     for name in models.VARIANTS:
         small, large = (lines.get(Case("frames", name, size=size)) for size in SIZES)
         if small and large:
@@ -656,7 +661,8 @@ def in_paper(lines: dict[Case, dict[str, Any]]) -> str:
             if name in ran:
                 ratios.append(ran[name] / small["us"])
                 draft = f"{ran[name]:.0f} ({ratios[-1]:.1f})"
-            frames.append(tables.row(name, *figures(small), draft, *figures(large)))
+            given = [(line, before.get(key(line))) for line in (small, large)]
+            frames.append(tables.row(name, *figures(*given[0]), draft, *figures(*given[1])))
     kinds = (*((target, "bfloat16") for target in TARGETS), ("t4", "float32"))
     for name, (target, dtype) in itertools.product(COMPARED, kinds):
         if line := lines.get(Case("frames", name, target, dtype, SIZES[0])):
@@ -665,7 +671,8 @@ def in_paper(lines: dict[Case, dict[str, Any]]) -> str:
     for name in STEPS:
         if line := lines.get(Case("step", name)):
             gibibytes = f"{line['temporary_gib']:.2f}"
-            steps.append(tables.row(name, batch_of(line), *figures(line), gibibytes))
+            cells = figures(line, before.get(key(line)))
+            steps.append(tables.row(name, batch_of(line), *cells, gibibytes))
     versions = sorted({f"code {line['code']}, jax {line['jax']}" for line in lines.values()})
     count = ("kernels", "bias inside", "GB", "us, modelled")
     span = f"{min(ratios, default=0):.1f} to {max(ratios, default=0):.1f}"
@@ -680,7 +687,8 @@ has run**. What the model assumes stands at the head of the program.
 ## One frame on an H200, bfloat16
 
 From uint8 to the class map, weights frozen; 512x1024, then 1024x1024. One H200 ran a draft of this code at 512x1024
-([h200.md](h200.md)): the column in the middle, {span} times what is modelled.
+([h200.md](h200.md)): the column in the middle, {span} times what is modelled. Before the arrow: the same model of code
+{"/".join({line["code"] for line in before.values()})}, which had no forms for a GPU.
 
 {table(("network", *count, "us, of the draft", *count), frames)}
 

@@ -249,9 +249,9 @@ def test_no_key_is_never_read(tmp_path, monkeypatch, tiny_network):
     with config.unlocked():
         config.init_from.network = ""
     loop.train_and_evaluate(config, str(tmp_path / "run"))
-    # Read only with init_from.network, and where steps are not given.
+    # Read only with init_from.network, where steps are not given, and by prediction.
     elsewhere = {"init_from.checkpoint", "init_from.modules", "num_epochs", "eval.every_epochs"}
-    assert every - read == elsewhere
+    assert every - read == {*elsewhere, "eval.max_pixels"}
 
 
 def _get(config, dotted):

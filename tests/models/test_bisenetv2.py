@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 def test_parts():
     params = shapes("bisenetv2", 19)["params"]
-    parts = {**params.pop("backbone"), **params}
+    parts = {**params["backbone"], **{k: v for k, v in params.items() if k != "backbone"}}
     assert {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in parts.items()} == {
         "detail": 519232,
         "segment": 1159504,
