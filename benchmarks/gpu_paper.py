@@ -688,7 +688,8 @@ has run**. What the model assumes stands at the head of the program.
 
 From uint8 to the class map, weights frozen; 512x1024, then 1024x1024. One H200 ran a draft of this code at 512x1024
 ([h200.md](h200.md)): the column in the middle, {span} times what is modelled. Before the arrow: the same model of code
-{"/".join({line["code"] for line in before.values()})}, which had no forms for a GPU.
+{"/".join({line["code"] for line in before.values()})}, which had no forms for a GPU; its layout was another, so that a draft of this
+program compiled it ([gpu_paper_before.jsonl](gpu_paper_before.jsonl)).
 
 {table(("network", *count, "us, of the draft", *count), frames)}
 

@@ -217,6 +217,7 @@ def class_table(count: int) -> ClassTable:
     Those of the data set that has so many, or for Cityscapes and CamVid one less, void being the last; else numbers and
     PASCAL VOC's colours.
     """
+    # Backwards, so that 19 are Cityscapes' own and not those of streets, which stand last.
     known = {table.num_classes: table for table in reversed(data.TABLES.values())}
     if count in known:
         return known[count]

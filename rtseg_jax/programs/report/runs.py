@@ -159,13 +159,13 @@ def _read_json(path: pathlib.Path) -> Any:
 
 
 def _find_evaluation(workdir: pathlib.Path, given: str) -> pathlib.Path:
-    elsewhere = absolute(given)
-    for path in (workdir / given, elsewhere):
+    places = dict.fromkeys((workdir / given, absolute(given)))
+    for path in places:
         for file in (path, path / "evaluation.json"):
             if file.is_file():
                 return file
     raise FileNotFoundError(
-        f"no evaluation.json at {workdir / given}, nor at {elsewhere}; rtseg evaluate writes one"
+        f"no evaluation.json at {', nor at '.join(map(str, places))}; rtseg evaluate writes one"
     )
 
 
