@@ -120,20 +120,13 @@ def evaluate_run(
     elif max_bad is None:
         max_bad = source.input.get("max_bad", 0)
     names = left_out(dataset, wrong, max_bad)
-    for i in wrong:
-        maps.pop(i, None)
-    facts = {
-        "model": network.name,
-        "step": network.step,
-        "workdir": str(place),
-        "size": seen or dataset.size,
-        **how,
-        "left_out": names,
-    }
+    facts = {"model": network.name, "step": network.step, "workdir": str(place), **how}
+    facts |= {"size": seen or dataset.size, "left_out": names}
     print(
         f"{network.name}, step {network.step}, {dataset.table.name} {split}, {len(dataset) - len(names)} images"
     )
-    for why in wrong.values():
+    for i, why in wrong.items():
+        maps.pop(i, None)
         print(f"left out: {why}")
     if submit is not None:
         _pack_submission(submit, dataset.names)
