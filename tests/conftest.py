@@ -1,16 +1,18 @@
 """The suite's rules: four virtual CPU devices, no silent broadcasting, every shape annotation checked."""
 
 import contextlib
+import functools
+import inspect
 import os
 import pathlib
 import shutil
 import signal
 from collections.abc import Iterator
 
-# What a program computes does not depend on how well LLVM optimises it, and most of the suite's time is compiling.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
-    + os.environ.get("XLA_FLAGS", "")
+from tests import compiling
+
+os.environ["XLA_FLAGS"] = " ".join(
+    ("--xla_force_host_platform_device_count=4", compiling.FLAGS, os.environ.get("XLA_FLAGS", ""))
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Compiled code is shared by the tests of a run, those in child processes included.
@@ -20,6 +22,7 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -28,11 +31,20 @@ jax.devices()  # made now, with the flags above: a test may set others for its c
 with contextlib.suppress(ImportError):
     import triton  # noqa: F401  # of torch for CUDA: it crashes where TensorFlow was loaded before it
 
+
+def _jaxtyped(fn=None, *, checked=jaxtyping.jaxtyped, **options):
+    """Leaves functions without annotations alone: for one within another, checks would be compiled at each call."""
+    if fn is None:
+        return functools.partial(_jaxtyped, **options)
+    annotated = inspect.isclass(fn) or getattr(fn, "__annotations__", True)
+    return checked(fn, **options) if annotated else fn
+
+
 try:
     import beartype  # noqa: F401
-    from jaxtyping import install_import_hook
 
-    install_import_hook("rtseg_jax", "beartype.beartype")
+    jaxtyping.jaxtyped = _jaxtyped
+    jaxtyping.install_import_hook("rtseg_jax", "beartype.beartype")
 except ImportError:  # annotations go unchecked, for instance on a machine without package access
     pass
 

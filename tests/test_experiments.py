@@ -18,6 +18,7 @@ from PIL import Image
 from benchmarks import camvid
 from rtseg_jax.base import config as settings
 from rtseg_jax.nn import losses
+from tests import compiling
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -147,7 +148,7 @@ def root(tmp_path_factory):
 def test_an_experiment_from_the_folder_to_the_table(root, tmp_path, monkeypatch, capsys):
     """Trained by the program, evaluated on test once, written down; a second call has nothing to do."""
     lines, runs = tmp_path / "lines.jsonl", tmp_path / "runs"
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", compiling.FLAGS)
     tiny = ("--config.num_steps=2", "--config.batch_size=2", "--config.augment.crop=(32, 64)")
     command = ["run", f"--root={root}", f"--runs={runs}", f"--output={lines}", "--seeds=3"]
     command += [r"--only=^fast_scnn\+val$"]

@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from rtseg_jax.base import config as settings
+from tests import compiling
 
 LAUNCH = pathlib.Path(__file__).resolve().parent.parent / "launch"
 PACKING = runpy.run_path(str(LAUNCH / "pack_camvid.py"))
@@ -83,7 +84,7 @@ def test_ten_minutes_of_a_gpu_in_small(tmp_path):
     """Everything that `quick` does, on a CPU: the lines of the clock, a training, its weights and its score."""
     environment = {**os.environ, "TINY": "1", "OUT": str(tmp_path), "PYTHON": sys.executable}
     environment |= {"JAX_PLATFORMS": "cpu", "WHEELS": str(tmp_path / "none")}
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    environment["XLA_FLAGS"] = compiling.FLAGS
     done = subprocess.run(
         ["bash", str(LAUNCH / "gpu_suite.sh"), "quick"],
         capture_output=True,

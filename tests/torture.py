@@ -21,6 +21,7 @@ import xml.etree.ElementTree
 import numpy as np
 
 from rtseg_jax.programs.shared import tables
+from tests import compiling
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MOMENTS = ("start and first compilation", "step", "checkpoint write", "evaluation")
@@ -105,7 +106,7 @@ def start(workdir, combination, cache, config):
         **os.environ,
         "PYTHONUNBUFFERED": "1",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={combination.devices} --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={combination.devices} {compiling.FLAGS}",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "PYTHONPATH": str(ROOT),
     }

@@ -19,6 +19,7 @@ from rtseg_jax.nn.pool import (
     max_pool_places,
     max_unpool,
 )
+from tests import compiling
 
 
 def run(function, x, g):
@@ -164,6 +165,6 @@ def loss(params):
 gradient = jax.jit(jax.grad(loss))(variables["params"])
 assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 """
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {**os.environ, "XLA_FLAGS": compiling.FLAGS}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)

@@ -13,6 +13,7 @@ import pytest
 from rtseg_jax.programs.bench import clock, rivals
 from rtseg_jax.programs.bench import main as bench
 from rtseg_jax.programs.bench import tables as bench_tables
+from tests import compiling
 from tests.models.counts import PARAMETERS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -53,7 +54,7 @@ def program(*arguments, path=""):
         text=True,
         cwd=ROOT,
         check=False,
-        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": path},
+        env={**os.environ, "XLA_FLAGS": compiling.FLAGS, "PYTHONPATH": path},
     )
 
 

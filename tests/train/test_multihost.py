@@ -15,7 +15,7 @@ from PIL import Image
 from rtseg_jax import main
 from rtseg_jax.data import pipeline
 from rtseg_jax.weights import checkpoint
-from tests import tiny
+from tests import compiling, tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUN = (
@@ -41,7 +41,7 @@ def start(workdir, processes, devices, *flags):
     port = free_port()
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {compiling.FLAGS}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
     }
