@@ -53,7 +53,7 @@ def moments(x: Array, about: Array) -> tuple[Array, Array]:
 def norm_gradients(
     x: Array, mean: Array, inverse: Array, scale: Array, bias: Array, slope: Array | None, g: Array
 ) -> tuple[Array, Array, Array, Array | None]:
-    """The gradients of norm.batch_norm()'s x, scale, bias and slope.
+    """The gradients of a BatchNorm's input, scale and bias, and of the slope of a PReLU behind it.
 
     Args:
         x: The input [b, h, w, c].

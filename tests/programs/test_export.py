@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 
-from rtseg_jax import models
+from rtseg_jax import models, torch_ref
 from rtseg_jax.base import config as settings
 from rtseg_jax.inference import network as networks
 from rtseg_jax.inference import program as infer
@@ -23,6 +24,7 @@ from rtseg_jax.models import flops
 from rtseg_jax.programs import export
 from rtseg_jax.programs.shared.command_line import Flags
 from rtseg_jax.programs.shared.frames import smooth_frames
+from rtseg_jax.torch_ref.blocks import ConvBatchNorm
 from rtseg_jax.weights import bundle
 from tests import tiny
 from tests.inference.test_infer import MEAN, STD, frames, network, unfrozen
@@ -155,9 +157,33 @@ def test_comparison_refuses(run, problem):
 # Of a run
 
 
+class Twin(torch.nn.Module):
+    """The tiny network in PyTorch."""
+
+    def __init__(self, num_classes, attention="some"):
+        super().__init__()
+        part = functools.partial(ConvBatchNorm, features=8, activation=torch.relu)
+        self.backbone = torch.nn.Sequential()
+        self.backbone.stem, self.backbone.block = part(3, stride=2), part(8)
+        self.classifier = torch.nn.Conv2d(8, num_classes, 1)
+        self.attention = torch.nn.Module()
+        self.attention.alpha = torch.nn.Parameter(torch.zeros(()))
+        self.attention.value = torch.nn.Conv2d(num_classes, num_classes, 1)
+
+    def forward(self, image):
+        x = self.classifier(self.backbone(image))
+        return x + self.attention.alpha * self.attention.value(x)
+
+
+def write(workdir, **overrides):
+    return tiny.write(workdir, tiny.config("fast_scnn:smoke", **overrides))
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("runs") / "run")
+def run(tmp_path_factory, tiny_network):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(torch_ref.VARIANTS, "tiny", (Twin, {}))
+        yield write(tmp_path_factory.mktemp("runs") / "run")
 
 
 @functools.cache
@@ -193,7 +219,7 @@ def test_file_runs_where_this_project_is_not(run, tmp_path, format, capsys):
     output = tmp_path / "new" / f"net.{format}"
     export.export_run(run, format=format, output=output, batch=None, platforms=["cpu"])
     printed = capsys.readouterr().out
-    assert f"fast_scnn, step 7, 19 classes, as {format}\n" in printed
+    assert f"tiny, step 7, 19 classes, as {format}\n" in printed
     assert "at 64x128, batch 1 and 3: 100.000 % of pixels agree\n" in printed
     assert f"written: {output} (" in printed
     assert [path.name for path in output.parent.iterdir()] == [output.name]
@@ -217,7 +243,7 @@ def test_onnx_file_says_what_it_is(run, tmp_path):
     export.export_run(run, format="onnx", output=tmp_path / "a.onnx", size=(65, 96), batch=2)
     model = onnx.load(tmp_path / "a.onnx")
     about = {entry.key: entry.value for entry in model.metadata_props}
-    assert (about["model"], about["step"]) == ("fast_scnn", "7")
+    assert (about["model"], about["step"]) == ("tiny", "7")
     assert json.loads(about["classes"])[:2] == ["road", "sidewalk"]
     assert {entry.domain: entry.version for entry in model.opset_import}[""] >= 18
     (given,), (result,) = model.graph.input, model.graph.output
@@ -281,7 +307,8 @@ def test_predict_shows_what_the_file_does_with_the_options_that_are_told(run, tm
 
 
 @pytest.mark.parametrize("format, dtype", [("onnx", "float16"), ("stablehlo", "bfloat16")])
-def test_half_precision_is_a_smaller_file(run, tmp_path, format, dtype, capsys):
+def test_half_precision_is_a_smaller_file(tmp_path, format, dtype, capsys):
+    run = tiny.write(tmp_path / "run")
     export.export_run(run, format=format, output=tmp_path / "half", dtype=dtype, platforms=["cpu"])
     printed = capsys.readouterr().out
     trained = networks.load(run)
@@ -323,8 +350,8 @@ def test_weights_have_their_paths_for_names(run, tmp_path):
     from safetensors.numpy import load_file
 
     shapes = {name: array.shape for name, array in load_file(tmp_path / "a.safetensors").items()}
-    assert shapes["params/classifier/conv/kernel"] == (1, 1, 128, 19)
-    assert "batch_stats/fusion/deep/norm/var" in shapes
+    assert shapes["params/classifier/kernel"] == (1, 1, 8, 19)
+    assert "batch_stats/backbone/block/norm/var" in shapes
 
 
 def test_a_file_of_other_weights_is_refused(tmp_path):
@@ -339,8 +366,8 @@ def test_a_file_of_other_weights_is_refused(tmp_path):
 
 
 def test_a_file_that_differs_is_not_written_and_the_old_one_stays(run, tmp_path, monkeypatch):
-    other, weights = models.create("fast_scnn", num_classes=19), network("fast_scnn", 19)[1]
-    weights = jax.tree.map(lambda v: v[..., ::-1], weights)
+    other, weights = network("tiny", 19)
+    weights = jax.tree.map(jnp.flip, weights)
     monkeypatch.setattr(
         export.infer,
         "program",
@@ -396,8 +423,8 @@ def test_an_output_that_cannot_be_a_file_is_told_before_the_work(tmp_path, monke
             export.export_run(tmp_path, format="onnx", output=tmp_path / name)
 
 
-def test_frames_of_any_size_need_a_size(tmp_path):
-    workdir = tiny.write(tmp_path / "run", input__size=None)
+def test_frames_of_any_size_need_a_size(tmp_path, tiny_network):
+    workdir = write(tmp_path / "run", input__size=None)
     with pytest.raises(
         ValueError, match="is for frames of any size; give that of the file's as --size="
     ):

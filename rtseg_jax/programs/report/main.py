@@ -177,7 +177,7 @@ def run_figures(run: runs.Run, images: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         run: What `runs.read` tells.
-        images: The result of `report_examples.figures`.
+        images: The result of `examples.figures`.
     """
     about = [run.name, f"{run.dataset} {run.split}", *run.about]
     found = {
