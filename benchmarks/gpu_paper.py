@@ -765,8 +765,7 @@ and no time; take float32, the default, where it fits.
 
 {table(titles, rows, words=(0, 1, 3, 5))}
 
-Written by `python benchmarks/gpu_paper.py --resume`; the programs were compiled, and nothing ran. A config that is not listed has not
-been compiled yet: `python benchmarks/gpu_paper.py --only='^step NAME .* t4' --resume`.
+Written by `python benchmarks/gpu_paper.py --resume`; the programs were compiled, and nothing ran.
 """
 
 

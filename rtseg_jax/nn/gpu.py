@@ -77,12 +77,11 @@ def norm_gradients(
 
     inner, normal, blocked = terms()
     # XLA sums the first ones in the loop that makes them, and the last by itself, which reads least for the bias.
-    of_slope = [] if blocked is None else [blocked]
-    *d_slope, d_scale, d_bias = column_sums(*of_slope, inner * normal, inner)
+    sums = column_sums(*([] if blocked is None else [blocked]), inner * normal, inner)
+    d_slope, d_scale, d_bias = (None, *sums)[-3:]
     count = x.size // x.shape[-1]
     along = (row(d_bias) + normal * row(d_scale)) / count
-    d_x = (row(scale * inverse) * (inner - along)).astype(x.dtype)
-    return d_x, d_scale, d_bias, next(iter(d_slope), None)
+    return (row(scale * inverse) * (inner - along)).astype(x.dtype), d_scale, d_bias, d_slope
 
 
 # Of which kinds XLA may record work into a CUDA graph, which starts hundreds of kernels as one. By default convolutions
